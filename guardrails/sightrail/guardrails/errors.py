@@ -1,0 +1,88 @@
+"""Every error this library raises on purpose. Each message names the remedy.
+
+SightrailError
+  x ConfigurationError      (ValueError)    a setting or argument is not possible
+  x ImageError              (ValueError)    a picture cannot be read
+  x ImageRefused                            the policy asked for an exception instead of a refusal
+  x ModelLoadError          (RuntimeError)  a model, encoder or processor cannot be loaded
+  x UnsupportedModelError                   a defence needs something this model cannot give
+  x PromptError             (ValueError)    the conversation cannot be turned into a prompt
+  x ArtifactError                           a saved artifact is unreadable or made for another model
+  x MissingDependencyError  (ImportError)   an optional package is not installed
+
+A refusal is a value (a verdict and a refusal text), not an error, unless the policy says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "ArtifactError",
+    "ConfigurationError",
+    "ImageError",
+    "ImageRefused",
+    "MissingDependencyError",
+    "ModelLoadError",
+    "PromptError",
+    "SightrailError",
+    "UnsupportedModelError",
+]
+
+
+class SightrailError(Exception):
+    """Base of every error raised on purpose by sightrail."""
+
+
+class ConfigurationError(SightrailError, ValueError):
+    """A setting or argument is not possible; the message says what was given and what is."""
+
+
+class ImageError(SightrailError, ValueError):
+    """A picture cannot be read.
+
+    Attributes:
+        reason: a short reason without the picture or its path, safe for logs.
+    """
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
+
+
+class ImageRefused(SightrailError):
+    """The policy's action is ``raise`` and a picture was not allowed.
+
+    Attributes:
+        verdicts: the verdicts that led here, one per picture looked at.
+    """
+
+    def __init__(self, message: str, *, verdicts: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.verdicts = tuple(verdicts)
+
+
+class ModelLoadError(SightrailError, RuntimeError):
+    """A model, encoder or processor cannot be loaded; the message says how to provide it."""
+
+
+class UnsupportedModelError(SightrailError):
+    """A defence needs something this model cannot give; the message lists what can."""
+
+
+class PromptError(SightrailError, ValueError):
+    """The conversation cannot be turned into a prompt.
+
+    Raised for an empty message list, more images than placeholders, a prompt longer than the
+    context, an empty instruction where one is needed, and spans that cannot be found.
+    """
+
+
+class ArtifactError(SightrailError):
+    """A saved artifact is unreadable, or was made for another base model."""
+
+
+class MissingDependencyError(SightrailError, ImportError):
+    """An optional package is not installed; the message gives the install command."""
