@@ -1,0 +1,97 @@
+"""Guardrails that look inside the picture and act inside the model.
+
+Importing this package imports no torch: every name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .errors import (
+        ArtifactError,
+        ConfigurationError,
+        ImageError,
+        ImageRefused,
+        MissingDependencyError,
+        ModelLoadError,
+        PromptError,
+        SightrailError,
+        UnsupportedModelError,
+    )
+    from .intake import Limits, Picture, read_picture
+    from .policy import Applied, Policy, apply_policy
+    from .prompting import AttentiveCalibration, SafetyPrefix
+    from .runtime import Answer, AnswerChunk, LocalLVLM
+    from .screening import ConceptBank, RiskDetector
+    from .verdict import NotInspected, Region, RiskMap, Verdict
+
+_HOME: Final = {
+    "Answer": "runtime",
+    "AnswerChunk": "runtime",
+    "Applied": "policy",
+    "ArtifactError": "errors",
+    "AttentiveCalibration": "prompting",
+    "ConceptBank": "screening",
+    "ConfigurationError": "errors",
+    "ImageError": "errors",
+    "ImageRefused": "errors",
+    "Limits": "intake",
+    "LocalLVLM": "runtime",
+    "MissingDependencyError": "errors",
+    "ModelLoadError": "errors",
+    "NotInspected": "verdict",
+    "Picture": "intake",
+    "Policy": "policy",
+    "PromptError": "errors",
+    "Region": "verdict",
+    "RiskDetector": "screening",
+    "RiskMap": "verdict",
+    "SafetyPrefix": "prompting",
+    "SightrailError": "errors",
+    "UnsupportedModelError": "errors",
+    "Verdict": "verdict",
+    "apply_policy": "policy",
+    "read_picture": "intake",
+}
+
+__all__ = [
+    "Answer",
+    "AnswerChunk",
+    "Applied",
+    "ArtifactError",
+    "AttentiveCalibration",
+    "ConceptBank",
+    "ConfigurationError",
+    "ImageError",
+    "ImageRefused",
+    "Limits",
+    "LocalLVLM",
+    "MissingDependencyError",
+    "ModelLoadError",
+    "NotInspected",
+    "Picture",
+    "Policy",
+    "PromptError",
+    "Region",
+    "RiskDetector",
+    "RiskMap",
+    "SafetyPrefix",
+    "SightrailError",
+    "UnsupportedModelError",
+    "Verdict",
+    "apply_policy",
+    "read_picture",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

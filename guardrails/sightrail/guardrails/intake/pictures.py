@@ -1,0 +1,228 @@
+"""Decoding, once: bytes, files, data URLs, arrays and PIL pictures become one upright RGB picture.
+
+What `read_picture` returns is what screening looks at and what the model sees. EXIF orientation
+is applied, transparency flattened on white, and every other way the picture could be shown (its
+further frames, its transparency on black) is kept as a view to be screened.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from ..errors import ImageError
+from .limits import Limits
+
+PictureSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+"""A path, a file: or data: URL, encoded bytes, a PIL picture, or an array [H, W], [H, W, 3|4]."""
+
+_FORMATS: Final = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF")
+"""Raster formats whose decoders run in process; EPS and friends start external programs."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        image: RGB, upright, flattened on white; the first frame. This travels on.
+        views: every rendering that has to be screened, `image` first, all of its size or their own.
+    """
+
+    image: Image.Image
+    views: tuple[Image.Image, ...]
+
+
+def read_picture(source: PictureSource, limits: Limits | None = None) -> Picture:
+    """Decode one picture.
+
+    Args:
+        source: see PictureSource.
+        limits: bounds; the defaults of `Limits` when None.
+
+    Raises:
+        ImageError: it cannot be read; `reason` is a stable code such as `missing_file`,
+            `not_an_image`, `truncated`, `too_large`, `too_small`, `too_many_frames`,
+            `remote_url`, `unsupported_mode`, `unsupported_source`.
+    """
+    limits = limits or Limits()
+    if isinstance(source, Image.Image):
+        return _decode(source, limits)
+    if isinstance(source, np.ndarray):
+        return _decode(_from_array(source), limits)
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    elif isinstance(source, str):
+        data = _read_address(source, limits)
+    elif isinstance(source, os.PathLike):
+        data = _read_file(Path(source), limits)
+    else:
+        raise _problem("unsupported_source", f"{type(source).__name__} does not carry a picture")
+    return _decode_bytes(data, limits)
+
+
+def _problem(reason: str, detail: str) -> ImageError:
+    return ImageError(f"{reason}: {detail}", reason=reason)
+
+
+def _read_address(text: str, limits: Limits) -> bytes:
+    scheme = text[:8].partition(":")[0].lower() if ":" in text[:8] else ""
+    if scheme == "data":
+        return _read_data_url(text, limits)
+    if scheme in ("http", "https", "ftp"):
+        raise _problem("remote_url", "remote addresses are not fetched; pass the picture itself")
+    if scheme == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise _problem("remote_url", "a file: address may not name another machine")
+        return _read_file(Path(url2pathname(unquote(parts.path))), limits)
+    return _read_file(Path(text), limits)
+
+
+def _read_data_url(text: str, limits: Limits) -> bytes:
+    header, comma, payload = text.partition(",")
+    if not comma:
+        raise _problem("not_an_image", "a data: address without a comma holds no data")
+    if len(payload) > 4 * limits.max_bytes // 3 + 4:
+        raise _problem("too_large", f"more than {limits.max_bytes} bytes")
+    if not header.lower().endswith(";base64"):
+        return unquote(payload).encode("latin-1", "replace")
+    return decode_base64(payload, limits)
+
+
+def decode_base64(payload: str, limits: Limits) -> bytes:
+    """Bytes from base64 text.
+
+    Raises:
+        ImageError: too long, or not base64.
+    """
+    if len(payload) > 4 * limits.max_bytes // 3 + 4:
+        raise _problem("too_large", f"more than {limits.max_bytes} bytes")
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _problem("not_an_image", "the base64 text is malformed") from error
+
+
+def _read_file(path: Path, limits: Limits) -> bytes:
+    try:
+        if not path.exists():
+            raise _problem("missing_file", "there is no such file")
+        if not path.is_file():
+            raise _problem("not_a_file", "it is a folder or a device, not a file")
+        if path.stat().st_size > limits.max_bytes:
+            raise _problem("too_large", f"more than {limits.max_bytes} bytes")
+        with path.open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise _problem("unreadable_file", f"{type(error).__name__} while reading it") from error
+
+
+def _decode_bytes(data: bytes, limits: Limits) -> Picture:
+    if not data:
+        raise _problem("empty", "it holds no bytes")
+    if len(data) > limits.max_bytes:
+        raise _problem("too_large", f"more than {limits.max_bytes} bytes")
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise _problem("not_an_image", "no supported picture format recognises it") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _problem("too_large", f"more than {limits.max_pixels} pixels") from error
+    except Exception as error:  # Pillow's readers let many kinds of error out on hostile bytes
+        raise _problem("not_an_image", f"its header is broken ({type(error).__name__})") from error
+    with opened:
+        return _decode(opened, limits)
+
+
+def _check_size(image: Image.Image, frames: int, limits: Limits) -> None:
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise _problem("empty", "it has no pixels")
+    if frames > limits.max_frames:
+        raise _problem("too_many_frames", f"{frames} frames; at most {limits.max_frames} are read")
+    if width * height * frames > limits.max_pixels:
+        raise _problem("too_large", f"{width} x {height} x {frames}; at most {limits.max_pixels}")
+    if min(width, height) < limits.min_side:
+        raise _problem("too_small", f"{width} x {height}; a side needs {limits.min_side} pixels")
+
+
+def _decode(opened: Image.Image, limits: Limits) -> Picture:
+    try:
+        frames = int(getattr(opened, "n_frames", 1))
+        _check_size(opened, frames, limits)
+        if frames == 1:
+            views = _renderings(opened)
+        else:
+            views = [v for frame in ImageSequence.Iterator(opened) for v in _renderings(frame)]
+    except ImageError:
+        raise
+    except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, ...
+        raise _problem("truncated", f"it breaks off while decoding ({type(error).__name__})") from error
+    return Picture(views[0], tuple(_distinct(views)))
+
+
+def _distinct(views: list[Image.Image]) -> list[Image.Image]:
+    kept: list[Image.Image] = []
+    seen: set[tuple[tuple[int, int], bytes]] = set()
+    for view in views:
+        key = (view.size, view.tobytes())
+        if key not in seen:
+            seen.add(key)
+            kept.append(view)
+    return kept
+
+
+def _renderings(frame: Image.Image) -> list[Image.Image]:
+    """The frame upright as RGB: flattened on white, and on black where it has transparency."""
+    frame = ImageOps.exif_transpose(frame)
+    if not frame.has_transparency_data:
+        return [_to_rgb(frame)]
+    layers = frame.convert("RGBA")
+    renderings = []
+    for colour in ("white", "black"):
+        canvas = Image.new("RGBA", layers.size, colour)
+        renderings.append(Image.alpha_composite(canvas, layers).convert("RGB"))
+    return renderings
+
+
+def _to_rgb(frame: Image.Image) -> Image.Image:
+    if frame.mode.startswith("I") or frame.mode == "F":
+        return _from_array(np.asarray(frame)).convert("RGB")
+    return frame.convert("RGB")
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    """A PIL picture of an array: 8 bit as it is, wider integers as 16 bit, floats as 0..1."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise _problem("unsupported_mode", f"an array of shape {array.shape} is not a picture")
+    if array.size == 0:
+        raise _problem("empty", "it has no pixels")
+    if array.dtype == np.bool_:
+        return Image.fromarray(array.astype(np.uint8) * 255)
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise _problem("unsupported_mode", "floating-point pixels must lie in 0..1")
+        return Image.fromarray((array * 255).round().astype(np.uint8))
+    if not np.issubdtype(array.dtype, np.integer):
+        raise _problem("unsupported_mode", f"pixels of type {array.dtype} are not supported")
+    if array.min() < 0 or array.max() > 65535:
+        raise _problem("unsupported_mode", "integer pixels must lie in 0..65535")
+    if array.dtype == np.uint8 or (array.dtype.itemsize > 2 and array.max() <= 255):
+        return Image.fromarray(array.astype(np.uint8))
+    return Image.fromarray((array.astype(np.uint32) // 257).astype(np.uint8))
