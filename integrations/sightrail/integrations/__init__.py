@@ -1,0 +1,1 @@
+"""Where the same guardrails are hosted: the command line and other frameworks."""
