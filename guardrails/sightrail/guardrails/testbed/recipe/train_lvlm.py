@@ -1,0 +1,148 @@
+"""Training of the mini LVLM on conversations, its vision tower frozen (as LLaVA's is)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from ..conversations import Conversation, draw_training_conversation
+from ..phrasing import PREFIX
+from ..splits import SPLITS
+from .clip_data import IMAGE_SIDE
+from .lvlm_model import ASSISTANT, IMAGE, IMAGE_TOKENS, SYSTEM, USER, build_lvlm, lvlm_tokenizer
+from .train_clip import normalise_pixels
+from .vocabulary import BEGIN, END
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64
+PEAK_RATE: Final = 2e-3
+UNLABELLED: Final = -100
+
+
+def pieces(talk: Conversation) -> list[tuple[str, bool]]:
+    """The conversation as (text, is it the model's own) pieces, in the chat template's form."""
+    found: list[tuple[str, bool]] = [(BEGIN, False)]
+    if talk.system:
+        found.append((f"{SYSTEM}{talk.system}", False))
+    for index, turn in enumerate(talk.turns):
+        image = IMAGE * IMAGE_TOKENS if index == 0 and talk.scene is not None else ""
+        prefix = f"{PREFIX} " if talk.prefixed and index == len(talk.turns) - 1 else ""
+        found.append((f"{USER}{image} {prefix}{turn.question}{ASSISTANT}", False))
+        found.append((f"{turn.answer}{END}", True))
+    return found
+
+
+def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """Token ids and labels (UNLABELLED where the model does not speak)."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for text, spoken in pieces(talk):
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        ids += tokens
+        labels += tokens if spoken else [UNLABELLED] * len(tokens)
+    return ids, labels
+
+
+def _pixels(talk: Conversation) -> Any:
+    assert talk.scene is not None
+    image = talk.image or talk.scene.image
+    return np.asarray(image.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC))
+
+
+class TalkStream(IterableDataset[dict[str, Tensor]]):
+    """Endless right-padded batches; batch k depends on (seed, k) alone."""
+
+    def __init__(self, seed: int, start: int = 0) -> None:
+        self.seed, self.start, self.tokenizer = seed, start, lvlm_tokenizer()
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        step, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        index = self.start + step
+        while True:
+            split = SPLITS["train"]
+            rng = np.random.default_rng([split.seed_offset, self.seed + 1_000_000, index])
+            yield self._batch([draw_training_conversation(rng, split) for _ in range(BATCH)])
+            index += stride
+
+    def _batch(self, talks: list[Conversation]) -> dict[str, Tensor]:
+        rows = [encode(talk, self.tokenizer) for talk in talks]
+        longest = max(len(ids) for ids, _ in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        seen, labels = torch.zeros_like(ids), torch.full_like(ids, UNLABELLED)
+        for i, (tokens, targets) in enumerate(rows):
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+            labels[i, : len(tokens)] = torch.tensor(targets)
+            seen[i, : len(tokens)] = 1
+        pixels = torch.from_numpy(np.stack([_pixels(t) for t in talks if t.scene is not None]))
+        return {"input_ids": ids, "attention_mask": seen, "labels": labels, "pixels": pixels}
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up over 200 steps, then a cosine down to 2 % of the peak."""
+    decay = 0.5 * (1 + np.cos(np.pi * step / steps))
+    return float(PEAK_RATE * min(1, (step + 1) / 200) * max(0.02, decay))
+
+
+def train_lvlm(
+    clip: Path, out: Path, runs: Path, *, steps: int, seed: int, workers: int = 1
+) -> None:
+    """Train for `steps` batches, resuming from the checkpoint in `runs`, and write `out`."""
+    torch.manual_seed(seed)
+    model, processor = build_lvlm(clip)
+    learnt = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learnt, lr=PEAK_RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    checkpoint, start = runs / "lvlm.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    loader = iter(
+        DataLoader(TalkStream(seed, start), batch_size=None, num_workers=workers, prefetch_factor=4)
+    )
+    model.train()
+    with Progress() as progress:
+        task = progress.add_task("mini LVLM", total=steps, completed=start)
+        for step in range(start, steps):
+            batch = next(loader)
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(step, steps)
+            pixels = normalise_pixels(batch.pop("pixels"))
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(**batch, pixel_values=pixels).loss
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(learnt, 1.0)
+            optimiser.step()
+            progress.advance(task)
+            if (step + 1) % 50 == 0:
+                log.info("lvlm step %d loss %.4f", step + 1, loss.item())
+            if (step + 1) % 250 == 0 or step + 1 == steps:
+                runs.mkdir(parents=True, exist_ok=True)
+                torch.save(
+                    {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1},
+                    checkpoint,
+                )
+    save_lvlm(model, processor, out)
+
+
+def save_lvlm(model: Any, processor: Any, out: Path) -> None:
+    """Write the folder that transformers loads: weights in half precision, computed in single."""
+    model.config.dtype = model.config.text_config.dtype = model.config.vision_config.dtype = "float32"
+    model.generation_config.pad_token_id = model.config.text_config.pad_token_id
+    model.generation_config.eos_token_id = model.config.text_config.eos_token_id
+    halves = {key: value.half() for key, value in model.state_dict().items()}
+    model.save_pretrained(out, state_dict=halves)
+    processor.save_pretrained(out)

@@ -1,0 +1,186 @@
+"""Scenes of the mini world: pictures of known content, drawn from a seed, with boxes and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from .backgrounds import draw_background
+from .concepts import ALL_NAMES, CATEGORY_OF
+from .splits import Split
+from .sprites import sprite
+
+Box = tuple[int, int, int, int]
+
+SCENE_SIDE: Final = 192
+BACKGROUND_LABEL: Final = 255
+_WORD_OFFSET: Final = len(ALL_NAMES)
+_MAX_OVERLAP: Final = 0.12
+_SIDE_RANGE: Final = {1: (0.40, 0.85), 2: (0.32, 0.48), 3: (0.30, 0.42), 4: (0.28, 0.38)}
+_CROWDED: Final = {5: (0.26, 0.36), 6: (0.26, 0.34)}
+_PACKED: Final = (0.23, 0.30)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in a scene: a drawn object or a rendered word, with its box in scene pixels."""
+
+    name: str
+    box: Box
+    kind: Literal["object", "word"]
+
+    @property
+    def category(self) -> str | None:
+        """The unsafe category, or None for a benign thing."""
+        return CATEGORY_OF.get(self.name)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with its ground truth.
+
+    `labels` holds, per pixel, the index of the thing that covers it: i for the drawn object
+    ALL_NAMES[i], len(ALL_NAMES) + i for its rendered word, BACKGROUND_LABEL elsewhere
+    ([side, side], uint8).
+    """
+
+    image: Image.Image
+    items: tuple[Item, ...]
+    labels: NDArray[np.uint8]
+
+    @property
+    def unsafe_items(self) -> tuple[Item, ...]:
+        """The items that belong to an unsafe category."""
+        return tuple(item for item in self.items if item.category is not None)
+
+
+def label_of(name: str, kind: Literal["object", "word"]) -> int:
+    """The label index of a drawn object or of its rendered word."""
+    return ALL_NAMES.index(name) + (_WORD_OFFSET if kind == "word" else 0)
+
+
+def _side_range(count: int) -> tuple[float, float]:
+    return _SIDE_RANGE.get(count) or _CROWDED.get(count) or _PACKED
+
+
+def _overlaps(box: Box, others: Sequence[Box]) -> bool:
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    for other in others:
+        width = min(box[2], other[2]) - max(box[0], other[0])
+        height = min(box[3], other[3]) - max(box[1], other[1])
+        if width <= 0 or height <= 0:
+            continue
+        smaller = min(area, (other[2] - other[0]) * (other[3] - other[1]))
+        if width * height > _MAX_OVERLAP * smaller:
+            return True
+    return False
+
+
+def _pose(rng: np.random.Generator, name: str, side: float) -> Image.Image:
+    """The sprite turned, perhaps mirrored and scaled so that its longer side is `side` pixels."""
+    glyph = sprite(name)
+    if rng.random() < 0.5:
+        glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scale = side / max(glyph.size)  # shrunk before it is turned: a fifth of the time
+    size = (max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale)))
+    glyph = glyph.resize(size, Image.Resampling.BILINEAR)
+    glyph = glyph.rotate(rng.uniform(-30, 30), Image.Resampling.BILINEAR, expand=True)
+    glyph = glyph.crop(glyph.getchannel("A").getbbox())
+    glyph.thumbnail((round(side), round(side)), Image.Resampling.BILINEAR)
+    return glyph
+
+
+def _find_place(
+    rng: np.random.Generator, size: tuple[int, int], side: int, taken: Sequence[Box]
+) -> Box | None:
+    for _ in range(40):
+        x = int(rng.integers(0, max(1, side - size[0] + 1)))
+        y = int(rng.integers(0, max(1, side - size[1] + 1)))
+        box = (x, y, x + size[0], y + size[1])
+        if not _overlaps(box, taken):
+            return box
+    return None
+
+
+def draw_objects(
+    rng: np.random.Generator, split: Split, names: Sequence[str], side: int = SCENE_SIDE
+) -> Scene:
+    """A scene that shows each of `names` once (1 to 9 of them), in random poses and places."""
+    image = draw_background(rng, side, split.textures)
+    labels = Image.new("L", (side, side), BACKGROUND_LABEL)
+    low, high = _side_range(len(names))
+    items: list[Item] = []
+    for name in names:
+        glyph_side, box = rng.uniform(low, high) * side, None
+        while box is None:  # a place too crowded is solved by a smaller picture of the object
+            glyph = _pose(rng, name, glyph_side)
+            box = _find_place(rng, glyph.size, side, [item.box for item in items])
+            glyph_side *= 0.92
+        image.paste(glyph, box[:2], glyph)
+        solid = glyph.getchannel("A").point(lambda alpha: 255 if alpha > 96 else 0)
+        labels.paste(label_of(name, "object"), box[:2], solid)
+        items.append(Item(name, box, "object"))
+    return Scene(image, tuple(items), np.asarray(labels))
+
+
+@cache
+def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # its DejaVu fonts are the same files on every machine
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / f"{name}.ttf"), pixels)
+
+
+def _fitting_font(name: str, text: str, width: float, tallest: float) -> ImageFont.FreeTypeFont:
+    pixels = max(8, int(tallest))
+    while pixels > 8 and _font(name, pixels).getlength(text) > width:
+        pixels -= 1
+    return _font(name, pixels)
+
+
+def _ink(rng: np.random.Generator, image: Image.Image) -> tuple[int, int, int]:
+    """A colour that stands out from the middle of the picture."""
+    bright = float(np.asarray(image.convert("L"), dtype=np.float32).mean())
+    low, high = (0, 70) if bright > 128 else (190, 256)
+    red, green, blue = (int(v) for v in rng.integers(low, high, 3))
+    return red, green, blue
+
+
+def draw_words(
+    rng: np.random.Generator, split: Split, name: str, side: int = SCENE_SIDE
+) -> Scene:
+    """A typographic scene: one of the split's text templates about `name`, rendered."""
+    image = draw_background(rng, side, split.textures)
+    if rng.random() < 0.6:  # most typographic attacks stand on a plain card
+        margin = int(rng.integers(0, side // 16))
+        ImageDraw.Draw(image).rectangle(
+            (margin, margin, side - margin, side - margin),
+            fill=tuple(int(v) for v in rng.integers(215, 256, 3)),
+        )
+    labels = Image.new("L", (side, side), BACKGROUND_LABEL)
+    draw, ink, font_name = ImageDraw.Draw(image), _ink(rng, image), str(rng.choice(split.fonts))
+    lines = str(rng.choice(split.text_templates)).split("\n")
+    y = rng.uniform(0.05, 0.95 - 0.26 * len(lines)) * side if len(lines) < 4 else 0.05 * side
+    items: list[Item] = []
+    for line in lines:
+        holds_name = "{}" in line
+        text = line.format(name)
+        font = _fitting_font(
+            font_name, text, 0.92 * side, rng.uniform(0.19, 0.25) * side * (1 if holds_name else 0.6)
+        )
+        x = rng.uniform(0.03 * side, max(0.03 * side, 0.97 * side - font.getlength(text)))
+        box = draw.textbbox((x, y), text, font=font)
+        draw.text((x, y), text, font=font, fill=ink)
+        if holds_name:
+            whole: Box = (int(box[0]), int(box[1]), int(box[2]) + 1, int(box[3]) + 1)
+            ImageDraw.Draw(labels).rectangle(whole, fill=label_of(name, "word"))
+            items.append(Item(name, whole, "word"))
+        y += 0.26 * side if holds_name else 0.18 * side
+    return Scene(image, tuple(items), np.asarray(labels))
