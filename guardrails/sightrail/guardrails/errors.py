@@ -52,7 +52,7 @@ class ImageError(SightrailError, ValueError):
         self.reason = message if reason is None else reason
 
 
-class ImageRefused(SightrailError):
+class ImageRefused(SightrailError):  # noqa: N818 - a decision, not a failure
     """The policy's action is ``raise`` and a picture was not allowed.
 
     Attributes:

@@ -1,0 +1,201 @@
+"""The one way into the model: attention and hidden states, for the request that asks.
+
+Attention goes through transformers' registry, with the mask function registered under the same
+name (without it, causality is silently lost). Hidden states go through forward hooks. Both are
+installed once per model and do nothing unless a ContextVar holds the state of a request, so
+requests from other threads and tasks never meet it, and nothing has to be restored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+from weakref import WeakSet
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..errors import UnsupportedModelError
+from .families import TextTower
+
+#: The name under which our attention stands in transformers' registries.
+ATTENTION: Final = "sightrail_sdpa"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention layer at work.
+
+    Attributes:
+        layer: index of the decoder layer.
+        query: [B, H, Q, D].
+        key: [B, G, T, D], with G key heads, each shared by H / G query heads.
+        value: [B, G, T, D].
+        mask: None (plain causal), or [B or 1, H or 1, Q, T]: bool (true = may attend) or additive.
+        scaling: factor of the logits.
+        past: positions before the first query, counted from the cache.
+    """
+
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+    past: int
+
+    @property
+    def first_key(self) -> int:
+        """Position of the first key; above 0 once a sliding window has dropped keys."""
+        return max(0, self.past + self.query.shape[2] - self.key.shape[2])
+
+
+#: Takes the call and the model's own output [B, Q, H, D]; gives the output to go on with.
+AttentionEdit = Callable[[AttentionCall, torch.Tensor], torch.Tensor]
+#: Takes the hidden states [B, Q, C] after a layer and the positions before them (``past``).
+HiddenEdit = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+@dataclass
+class RequestState:
+    """What one request does inside the model.
+
+    Attributes:
+        config: the text config of the model it is meant for; other models are left alone.
+        attention: layer index -> edits, in order.
+        hidden_states: layer index -> edits, in order.
+        past: positions in the cache before the running forward pass.
+    """
+
+    config: Any
+    attention: Mapping[int, tuple[AttentionEdit, ...]] = field(default_factory=dict)
+    hidden_states: Mapping[int, tuple[HiddenEdit, ...]] = field(default_factory=dict)
+    past: int = 0
+
+
+_request: ContextVar[RequestState | None] = ContextVar("sightrail_request", default=None)
+_installed: WeakSet[Any] = WeakSet()
+_install_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def request(state: RequestState | None) -> Iterator[None]:
+    """Hold a request's state while the model runs; None is the bare model.
+
+    Ends with the block however it is left, in this thread and task only.
+    """
+    token = _request.set(state)
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+def install(tower: TextTower, model: Any) -> None:
+    """Open the doorway into a model, once; later calls do nothing.
+
+    A model without a request computes exactly what it computed before.
+
+    Raises:
+        UnsupportedModelError: the text tower does not run on transformers' sdpa attention, or
+            soft-caps its attention logits.
+    """
+    with _install_lock:
+        if tower.module in _installed:
+            return
+        _check_attention(tower.config)
+        model.set_attn_implementation({tower.config_key: ATTENTION})
+        if tower.config._attn_implementation != ATTENTION:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not take its attention from transformers' registry; "
+                "use a defence on pixels or prompts."
+            )
+        tower.module.register_forward_pre_hook(_count_past, with_kwargs=True)
+        for index, layer in enumerate(tower.blocks):
+            layer.register_forward_hook(_hidden_hook(index, tower.config))
+        _installed.add(tower.module)
+
+
+def _check_attention(config: Any) -> None:
+    implementation = config._attn_implementation
+    if implementation not in ("sdpa", ATTENTION):
+        raise UnsupportedModelError(
+            f"Attention-level defences need attn_implementation='sdpa' in the text tower, it has "
+            f"{implementation!r}; load the model with attn_implementation='sdpa'."
+        )
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedModelError(
+            "Attention-level defences do not cover models that soft-cap attention logits "
+            f"(attn_logit_softcapping={config.attn_logit_softcapping}); use a defence on pixels "
+            "or prompts."
+        )
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The sdpa attention of transformers itself, then the edits of the request, if any."""
+    output, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    )
+    state = _request.get()
+    if state is None or getattr(module, "config", None) is not state.config:
+        return output, None
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # an int, which torch cannot know
+    if edits := state.attention.get(layer):
+        call = AttentionCall(
+            layer=layer,
+            query=query,
+            key=key,
+            value=value,
+            mask=attention_mask,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            past=state.past,
+        )
+        for edit in edits:
+            output = edit(call, output)
+    return output, None
+
+
+def _count_past(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Note how many positions the cache holds; found by type, since argument names change."""
+    state = _request.get()
+    if state is None or getattr(module, "config", None) is not state.config:
+        return
+    caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
+    state.past = int(caches[0].get_seq_length()) if caches else 0
+
+
+def _hidden_hook(index: int, config: Any) -> Callable[..., Any]:
+    """A forward hook that reads only the first tensor out: layer outputs vary by release."""
+
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        state = _request.get()
+        if state is None or state.config is not config:
+            return None
+        edits = state.hidden_states.get(index)
+        if not edits:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        for edit in edits:
+            hidden = edit(hidden, state.past)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return hook
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

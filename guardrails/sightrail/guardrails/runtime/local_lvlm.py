@@ -1,0 +1,345 @@
+"""The local vision-language model, guardrails inside.
+
+One object serves guarded and unguarded requests from threads and tasks at once: whatever belongs to
+a request travels with it, and nothing is switched on the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..prompting.safety_prefix import SafetyPrefix
+from . import doorway
+from .answers import Answer, AnswerChunk, Usage
+from .families import context_length, image_token_ids, is_known, text_tower
+from .generation import Generation, generate
+from .interventions import INSIDE, Interventions, sort_guardrails
+from .loading import load_model
+from .messages import Conversation, Messages, as_messages, pictures, read_messages
+from .options import GenerationOptions, read_options
+from .prompt import Prompt, PromptBuilder, tokenizer_lock
+from .screening_step import Screened, decode_pictures, screen_pictures
+from .stopping import finished_text, showable_text
+from .streaming import StreamEnd, stream_tokens
+
+if TYPE_CHECKING:
+    from ..policy import Policy
+    from ..verdict import Verdict
+
+
+class LocalLVLM:
+    """An image-text-to-text model of transformers that answers chats, with guardrails.
+
+    Args:
+        model: any loaded ``AutoModelForImageTextToText``. It is used as it is.
+        processor: its processor, with a chat template.
+        guardrails: detectors (they have ``screen``) and in-model guardrails such as
+            ``SafetyPrefix``.
+        policy: what a detector's verdict leads to; default ``Policy()``.
+        name: what to call the model in messages.
+
+    Raises:
+        ConfigurationError: something among the guardrails is not one, or its settings do not fit
+            this model.
+        UnsupportedModelError: a guardrail needs something this model cannot give.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        guardrails: Sequence[Any] = (),
+        policy: Policy | None = None,
+        name: str | None = None,
+    ) -> None:
+        from ..policy import Policy
+
+        self.model = model
+        self.processor = processor
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.policy = policy or Policy()
+        self.guardrails = tuple(guardrails)
+        self._guards = sort_guardrails(guardrails)
+        self._prompts = PromptBuilder(
+            processor, context_length=context_length(model), image_token_ids=image_token_ids(model)
+        )
+        self._tower = None
+        if self._guards.inside:
+            self._tower = text_tower(model, wanted_by=", ".join(self._guards.inside))
+        for guard in self._guards.inner:
+            guard.check(self._tower)
+        if self._tower is not None:
+            doorway.install(self._tower, model)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        guardrails: Sequence[Any] = (),
+        policy: Policy | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        **model_kwargs: Any,
+    ) -> LocalLVLM:
+        """Load a model by Hub id, by folder, or ``"testbed"``; see :func:`loading.load_model`.
+
+        Raises:
+            ModelLoadError: it cannot be loaded.
+            ConfigurationError, UnsupportedModelError: see the class.
+        """
+        model, processor = load_model(
+            name,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            local_files_only=local_files_only,
+            **model_kwargs,
+        )
+        return cls(model, processor, guardrails=guardrails, policy=policy, name=str(name))
+
+    def with_guardrails(
+        self, guardrails: Sequence[Any], *, policy: Policy | None = None
+    ) -> LocalLVLM:
+        """The same model, the same weights in memory, with other guardrails."""
+        return type(self)(
+            self.model,
+            self.processor,
+            guardrails=guardrails,
+            policy=policy or self.policy,
+            name=self.name,
+        )
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        **generation: Any,
+    ) -> Answer:
+        """Answer one conversation.
+
+        Args:
+            messages: see :func:`messages.read_messages`.
+            max_new_tokens: at most this many tokens.
+            temperature: 0 is greedy.
+            top_p: nucleus sampling.
+            top_k: sample among this many tokens.
+            stop: end before the first of these texts.
+            seed: makes sampling repeatable, whatever runs beside.
+            generation: further ``GenerationConfig`` fields, such as ``num_beams``.
+
+        Raises:
+            PromptError: the conversation cannot be turned into a prompt.
+            ConfigurationError: a generation setting is not possible.
+            ImageError: a picture cannot be read, and no detector is there to judge that.
+            ImageRefused: the policy asks for an exception.
+        """
+        options = read_options(
+            stop,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            **generation,
+        )
+        return self._answer_all([read_messages(messages)], options)[0]
+
+    def batch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
+        """Answer several conversations, padded into as few runs as the model allows.
+
+        Each answer is what the conversation would get alone. Conversations with and without
+        pictures may be mixed.
+
+        Args:
+            messages: one conversation each.
+            options: as for :meth:`chat`.
+
+        Raises:
+            As :meth:`chat`; nothing is answered if one conversation is not readable.
+        """
+        settings = read_options(**options)
+        return self._answer_all([read_messages(one) for one in messages], settings)
+
+    def stream(self, messages: Messages, **options: Any) -> Iterator[AnswerChunk]:
+        """Answer one conversation piece by piece.
+
+        Generation runs in a thread that ends when the iterator is closed early. Everything up to
+        the first piece (reading, screening) happens at the first ``next``.
+
+        Args:
+            messages: as for :meth:`chat`.
+            options: as for :meth:`chat`; one beam only.
+
+        Raises:
+            As :meth:`chat`.
+        """
+        settings = read_options(**options)
+        screened = self._screen(read_messages(messages))
+        if screened.conversation is None:
+            answer = self._refusal(screened.verdicts)
+            yield AnswerChunk(answer.text, answer)
+            return
+        prompt = self._prompt([screened.conversation])
+        yield from self._stream(prompt, screened.verdicts, settings)
+
+    async def achat(self, messages: Messages, **options: Any) -> Answer:
+        """:meth:`chat` in a worker thread."""
+        return await asyncio.to_thread(self.chat, messages, **options)
+
+    async def abatch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
+        """:meth:`batch` in a worker thread."""
+        return await asyncio.to_thread(self.batch, messages, **options)
+
+    async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[AnswerChunk]:
+        """:meth:`stream`, each step in a worker thread."""
+        chunks = self.stream(messages, **options)
+        try:
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                yield chunk
+        finally:
+            # Closing waits for the generating thread, which must not block the event loop; shielded
+            # so that a cancelled task still ends the generation.
+            await asyncio.shield(asyncio.to_thread(_close, chunks))
+
+    # One request, step by step
+
+    def _screen(self, conversation: Conversation) -> Screened:
+        if self._guards.detectors:
+            return screen_pictures(conversation, self._guards.detectors, self.policy)
+        return Screened(decode_pictures(conversation))
+
+    def _prompt(self, conversations: Sequence[Conversation]) -> Prompt:
+        """Apply the prompt guardrails and build the batch on the model's device."""
+        guarded = []
+        for conversation in conversations:
+            messages: Any = as_messages(conversation)
+            for guard in self._guards.inner:
+                messages = guard.apply(messages)
+            guarded.append(read_messages(messages))
+        prefix = next((g.text for g in self._guards.inner if isinstance(g, SafetyPrefix)), None)
+        prompt = self._prompts.build(
+            guarded, spans=bool(self._guards.needs & INSIDE), prefix=prefix
+        )
+        return prompt.to(self.model.device, self.model.dtype)
+
+    def _interventions(self, prompt: Prompt) -> list[Interventions]:
+        return [guard.interventions(prompt, self._tower) for guard in self._guards.inner]
+
+    def _answer_all(
+        self, conversations: Sequence[Conversation], options: GenerationOptions
+    ) -> list[Answer]:
+        screened = [self._screen(conversation) for conversation in conversations]
+        answers: dict[int, Answer] = {
+            row: self._refusal(item.verdicts)
+            for row, item in enumerate(screened)
+            if item.conversation is None
+        }
+        for rows in _runs(screened):
+            prompt = self._prompt([c for row in rows if (c := screened[row].conversation)])
+            generated = self._generate(prompt, options)
+            for row, one in zip(rows, generated, strict=True):
+                answers[row] = self._answer(one, screened[row].verdicts, options)
+        return [answers[row] for row in range(len(conversations))]
+
+    def _generate(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        streamer: Any = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Generation]:
+        return generate(
+            self.model,
+            prompt,
+            options,
+            decode=self._decode,
+            pad_token_id=self._pad_token_id(),
+            interventions=self._interventions(prompt),
+            tower=self._tower,
+            streamer=streamer,
+            cancel=cancel,
+        )
+
+    def _stream(
+        self, prompt: Prompt, verdicts: tuple[Verdict, ...], options: GenerationOptions
+    ) -> Iterator[AnswerChunk]:
+        tokens: list[int] = []
+        shown = ""
+        items = stream_tokens(lambda queue, cancel: self._generate(prompt, options, queue, cancel))
+        try:
+            for item in items:
+                if isinstance(item, StreamEnd):
+                    answer = self._answer(item.result[0], verdicts, options)
+                    yield AnswerChunk(answer.text[len(shown) :], answer)
+                    return
+                tokens += item
+                text = showable_text(self._decode(tokens), options.stop)
+                if len(text) > len(shown) and text.startswith(shown):
+                    new, shown = text[len(shown) :], text
+                    yield AnswerChunk(new)
+        finally:
+            _close(items)
+
+    def _answer(
+        self, generation: Generation, verdicts: tuple[Verdict, ...], options: GenerationOptions
+    ) -> Answer:
+        return Answer(
+            text=finished_text(self._decode(generation.tokens), options.stop),
+            refused=False,
+            verdicts=verdicts,
+            usage=Usage(generation.input_tokens, generation.output_tokens),
+            finish_reason=generation.finish_reason,
+        )
+
+    def _refusal(self, verdicts: tuple[Verdict, ...]) -> Answer:
+        return Answer(self.policy.refusal, True, verdicts, Usage(0, 0), "refused")
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        tokenizer = self.processor.tokenizer
+        with tokenizer_lock(tokenizer):
+            text = tokenizer.decode(
+                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        return str(text)
+
+    def _pad_token_id(self) -> int | None:
+        tokenizer = self.processor.tokenizer
+        token: int | None = tokenizer.pad_token_id
+        if token is None:
+            token = tokenizer.eos_token_id
+        return token
+
+    def __repr__(self) -> str:
+        guards = ", ".join(type(guard).__name__ for guard in self.guardrails)
+        known = "" if is_known(self.model) else ", family not known"
+        return f"LocalLVLM({self.name!r}, guardrails=[{guards}]{known})"
+
+
+def _runs(screened: Sequence[Screened]) -> list[list[int]]:
+    """Row numbers that may run together: processors do not take rows with and without pictures."""
+    with_pictures: list[int] = []
+    text_only: list[int] = []
+    for row, item in enumerate(screened):
+        if item.conversation is not None:
+            (with_pictures if pictures(item.conversation) else text_only).append(row)
+    return [rows for rows in (with_pictures, text_only) if rows]
+
+
+def _close(iterator: Any) -> None:
+    iterator.close()

@@ -1,0 +1,77 @@
+"""Ending an answer: stop texts, cancellation, and what may be shown before the end is known."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import StoppingCriteria
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class StopAtText(StoppingCriteria):
+    """Finish a row once its answer contains one of the stop texts.
+
+    Args:
+        stop: the texts.
+        prompt_length: length of the (padded) prompt; only what follows is looked at.
+        decode: token ids to text.
+    """
+
+    def __init__(self, stop: Sequence[str], prompt_length: int, decode: Decode) -> None:
+        self._stop = tuple(stop)
+        self._prompt_length = prompt_length
+        self._decode = decode
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object
+    ) -> torch.Tensor:
+        """Say per row of input_ids [B, T] whether it is done: bool [B]."""
+        answers = input_ids[:, self._prompt_length :].tolist()
+        done = [find_stop(self._decode(answer), self._stop) is not None for answer in answers]
+        return torch.tensor(done, device=input_ids.device)
+
+
+class Cancelled(StoppingCriteria):
+    """Finish every row once the event is set: the reader of a stream went away."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object
+    ) -> torch.Tensor:
+        """Say whether to stop, the same for every row: bool [B]."""
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first stop text begins in ``text``, or None."""
+    found = [index for index in (text.find(s) for s in stop) if index >= 0]
+    return min(found) if found else None
+
+
+def finished_text(text: str, stop: Sequence[str]) -> str:
+    """The answer's text: cut before the first stop text, without surrounding space."""
+    end = find_stop(text, stop)
+    return text[:end].strip()
+
+
+def showable_text(text: str, stop: Sequence[str]) -> str:
+    """The part of a growing text that will surely be in the finished one.
+
+    Held back: a trailing piece that could become a stop text, the replacement character of a
+    character whose bytes are not complete, and trailing space.
+    """
+    if find_stop(text, stop) is not None:
+        return finished_text(text, stop)
+    text = text.rstrip("�")
+    held = max((_overlap(text, s) for s in stop), default=0)
+    return text[: len(text) - held].strip()
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of ``stop`` that ends ``text``."""
+    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

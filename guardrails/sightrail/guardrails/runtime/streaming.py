@@ -1,0 +1,71 @@
+"""Token streaming: generation runs in a thread, text comes out as it is certain."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True)
+class StreamEnd:
+    """The thread's last word: its result, or the exception that ended it."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+class TokenQueue(BaseStreamer):
+    """Hand the tokens of one row from the generating thread to the reader."""
+
+    def __init__(self) -> None:
+        self.items: queue.SimpleQueue[list[int] | StreamEnd] = queue.SimpleQueue()
+        self._prompt_seen = False
+
+    def put(self, value: Any) -> None:
+        """Take new tokens [1] or [1, T]; the first call is the prompt and is skipped."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.items.put(value.reshape(-1).tolist())
+
+    def end(self) -> None:
+        """Nothing to do: the thread reports its end itself, with the result or the error."""
+
+
+def stream_tokens(
+    work: Callable[[TokenQueue, threading.Event], Any],
+) -> Iterator[list[int] | StreamEnd]:
+    """Run ``work`` in a thread and yield its tokens, then its result as ``StreamEnd``.
+
+    The thread gets a copy of the caller's context variables. Leaving the loop early sets the event
+    that ``work`` must heed, and waits for the thread.
+
+    Raises:
+        BaseException: whatever ``work`` raised, in the reader's thread.
+    """
+    tokens, cancel = TokenQueue(), threading.Event()
+
+    def run() -> None:
+        try:
+            tokens.items.put(StreamEnd(result=work(tokens, cancel)))
+        except BaseException as error:  # handed to the reader, who raises it
+            tokens.items.put(StreamEnd(error=error))
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="sightrail-stream", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := tokens.items.get(), StreamEnd):
+            yield item
+        if item.error is not None:
+            raise item.error
+        yield item
+    finally:
+        cancel.set()
+        thread.join()

@@ -1,0 +1,164 @@
+"""Rendering a conversation with the model's own chat template, knowing where each text lands.
+
+The texts of the last user turn are rendered once as they are and once as markers of the same
+length. Putting the texts where the markers stand must give the first rendering exactly; so their
+places are known, never searched for, and a text cannot pass for something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PromptError
+from .messages import Conversation, ImagePart, last_user_turn
+from .spans import CharRange, TextRanges
+
+# Private-use characters: no template, tokenizer or special token contains them.
+_FIRST_MARK, _LAST_MARK = 0xE000, 0xF8FF
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """A rendered prompt whose last user texts are markers: one repeated character for each.
+
+    Attributes:
+        text: the rendering with markers.
+        texts: what the markers stand for, in order, as the template renders them; none is empty.
+        marks: the character of each marker.
+    """
+
+    text: str
+    texts: tuple[str, ...]
+    marks: tuple[str, ...]
+
+    def fill(self, marked: str) -> tuple[str, list[CharRange]]:
+        """Put the texts back into ``text``, or into what a processor has made of it.
+
+        Returns:
+            The filled text, as long as the marked one, and the range of each of ``texts``.
+
+        Raises:
+            PromptError: a marker is missing, doubled or out of order.
+        """
+        ranges: list[CharRange] = []
+        end = 0
+        for text, mark in zip(self.texts, self.marks, strict=True):
+            start = marked.find(mark * len(text), end)
+            if start < 0 or marked.count(mark) != len(text):
+                raise PromptError(
+                    "The chat template leaves out, repeats or reorders a text of the last user "
+                    "message, so its place in the prompt is not known; put the text in one part."
+                )
+            end = start + len(text)
+            ranges.append((start, end))
+            marked = marked[:start] + text + marked[end:]
+        return marked, ranges
+
+
+def render(processor: Any, conversation: Conversation) -> str:
+    """The prompt text of a conversation, ready for the answer.
+
+    A conversation that ends with an assistant turn is continued; otherwise a new assistant turn is
+    opened.
+
+    Raises:
+        PromptError: there is no chat template, or it refuses the conversation.
+    """
+    return _render(processor, _chat(conversation))
+
+
+def render_marked(processor: Any, conversation: Conversation) -> MarkedText:
+    """The prompt text with markers in place of the last user texts.
+
+    Raises:
+        PromptError: see :func:`render`; or the template rewrites the text, so that its place in
+            the prompt is not certain.
+    """
+    plain = render(processor, conversation)
+    # Templates either keep a text or strip the space around it.
+    for clean in (str, str.strip):
+        marked = _mark(processor, conversation, plain, clean)
+        if marked.fill(marked.text)[0] == plain:
+            return marked
+    raise PromptError(
+        "The chat template rewrites the last user message, so its place in the prompt is not "
+        "certain; attention-level defences need a template that keeps the text."
+    )
+
+
+def text_ranges(marked: MarkedText, ranges: list[CharRange], prefix: str | None) -> TextRanges:
+    """Split the ranges of the last user texts into safety prefix and instruction.
+
+    Args:
+        marked: the prompt.
+        ranges: one per text of ``marked``, in order.
+        prefix: the safety prefix, which the first text begins with; None when there is none.
+
+    Raises:
+        PromptError: the first text does not begin with the prefix.
+    """
+    if prefix is None:
+        return TextRanges((), tuple(ranges))
+    if not marked.texts or not marked.texts[0].startswith(prefix):
+        raise PromptError("The last user message does not begin with the safety prefix.")
+    (start, end), *others = ranges
+    # The first text is "<prefix> <instruction>"; the space between belongs to neither.
+    border = start + len(prefix)
+    return TextRanges(((start, border),), ((min(border + 1, end), end), *others))
+
+
+def _mark(processor: Any, conversation: Conversation, plain: str, clean: Any) -> MarkedText:
+    chat = _chat(conversation)
+    parts = [part for part in chat[last_user_turn(conversation)]["content"] if "text" in part]
+    marks = _free_marks(plain, len(parts))
+    texts = [clean(part["text"]) for part in parts]
+    for part, text, mark in zip(parts, texts, marks, strict=True):
+        part["text"] = mark * len(text)
+    filled = [(text, mark) for text, mark in zip(texts, marks, strict=True) if text]
+    return MarkedText(
+        text=_render(processor, chat),
+        texts=tuple(text for text, _ in filled),
+        marks=tuple(mark for _, mark in filled),
+    )
+
+
+def _free_marks(text: str, count: int) -> list[str]:
+    """Characters for markers, none of which the text holds already."""
+    used = set(text)
+    free = (chr(code) for code in range(_FIRST_MARK, _LAST_MARK) if chr(code) not in used)
+    return [mark for mark, _ in zip(free, range(count), strict=False)]
+
+
+def _chat(conversation: Conversation) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "image"}
+                if isinstance(part, ImagePart)
+                else {"type": "text", "text": part.text}
+                for part in turn.parts
+            ],
+        }
+        for turn in conversation
+    ]
+
+
+def _render(processor: Any, chat: list[dict[str, Any]]) -> str:
+    continued = chat[-1]["role"] == "assistant"
+    try:
+        text = processor.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
+        )
+    except Exception as error:
+        # Templates speak through jinja exceptions of many kinds: no template at all, an unknown
+        # role, roles that do not alternate.
+        raise PromptError(
+            f"The model's chat template cannot render this conversation: {error} "
+            "Check the order of roles, or set processor.chat_template."
+        ) from error
+    return str(text)
