@@ -1,0 +1,47 @@
+"""The two consoles: results go to stdout, everything about the run to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def stdout() -> Console:
+    """A console for results. Made anew: streams and terminals may be swapped between commands."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """A console for notices, errors and progress."""
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress(label: str, total: int | None) -> Iterator[Progress]:
+    """A progress bar on stderr with one task, shown only where a person can see it move."""
+    console = stderr()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # rich would send our results to stderr, out of a pipe
+    )
+    bar.add_task(label, total=total)
+    with bar:
+        yield bar
+
+
+def shown_beside(bar: Progress, show: Callable[[], None]) -> None:
+    """Write to stdout while the bar stands on the same screen, without tearing either."""
+    if not bar.disable:
+        bar.stop()
+    show()
+    if not bar.disable:
+        bar.start()

@@ -1,0 +1,35 @@
+"""Loading what a command needs, with a notice where the testbed is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.markup import escape
+
+from .consoles import stderr
+
+if TYPE_CHECKING:
+    from sightrail.guardrails import RiskDetector
+
+EXAMPLE_ENCODER: Final = "ViT-L-14-336/openai"
+
+_TESTBED_NOTICE: Final = (
+    "note: the embedded testbed encoder knows only its own mini world of drawn scenes; on any "
+    "other picture its verdict means nothing. Name a real one, for example: --encoder {example}"
+)
+
+
+def load_detector(encoder: str | None, device: str | None) -> RiskDetector:
+    """The detector on the named encoder (None: the default real one).
+
+    Raises:
+        ModelLoadError: the encoder cannot be loaded.
+    """
+    from sightrail.guardrails import RiskDetector  # loads torch
+
+    with stderr().status(f"Loading {escape(encoder or 'the encoder')} ..."):
+        detector = RiskDetector.from_pretrained(encoder, device=device)
+    if detector.is_testbed:
+        notice = _TESTBED_NOTICE.format(example=EXAMPLE_ENCODER)
+        stderr().print(notice, style="yellow", soft_wrap=True, markup=False)
+    return detector

@@ -1,0 +1,190 @@
+"""Pictures of verdicts: original | risk map | what is passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from sightrail.guardrails import Policy, RiskMap, Verdict, apply_policy
+
+from .batches import Screened
+
+Masking = Literal["fill", "blur"]
+
+_MAX_SIDE: Final = 640  # what a panel can show; a map in full resolution would only cost memory
+_COLOURS: Final = "turbo"
+INK: Final = "#1b1f24"
+MUTED: Final = "#6a737d"
+_STATUS_INK: Final = {"clean": "#1a7f37", "flagged": "#cf222e"}
+
+
+class PanelFolder:
+    """Writes one panel per picture into a folder.
+
+    Names come from the files; a second `cat.png` becomes `cat.png-2.screened.png`, and no file in
+    `keep` is ever written to. Panels of an earlier run are replaced.
+    """
+
+    def __init__(self, folder: Path, mask: Masking, keep: Iterable[Path] = ()) -> None:
+        self.folder = folder
+        self.written = 0
+        self._mask: Masking = mask
+        self._taken = {path.resolve() for path in keep}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, screened: Screened) -> Path | None:
+        """Draw one file's panel; None for what could not be decoded."""
+        if screened.image is None:
+            return None
+        target = self._free_name(screened.path.name)
+        save_panel(target, screened.path.name, screened.image, screened.verdict, self._mask)
+        self.written += 1
+        return target
+
+    def _free_name(self, name: str) -> Path:
+        number, target = 1, self.folder / f"{name}.screened.png"
+        while target.resolve() in self._taken:
+            number += 1
+            target = self.folder / f"{name}-{number}.screened.png"
+        self._taken.add(target.resolve())
+        return target
+
+
+def save_panel(path: Path, title: str, image: Image.Image, verdict: Verdict, mask: Masking) -> None:
+    """One picture's panel as PNG."""
+    figure = Figure(figsize=(11.6, 4.3), layout="constrained")
+    axes = figure.subplots(1, 3)
+    heat = draw_verdict(axes, image, verdict, mask)
+    _colour_bar(figure, axes[1], heat, verdict)
+    for axis, name in zip(axes, ("original", "risk map", passed_on(verdict)), strict=True):
+        axis.set_title(name, fontsize=10, color=MUTED)
+    summary = f"{literal(title)}\n{literal(verdict.summary())}"
+    figure.suptitle(summary, fontsize=11, color=status_ink(verdict))
+    figure.savefig(path, dpi=120, facecolor="white")
+
+
+def draw_verdict(
+    axes: Sequence[Axes], image: Image.Image, verdict: Verdict, mask: Masking
+) -> ScalarMappable | None:
+    """Draw original, risk map and passed-on picture on three axes; returns the map's colours."""
+    original, heated, passed = axes
+    small = _shrunk(image)
+    original.imshow(small)
+    heat = _draw_heat(heated, small, verdict)
+    _draw_regions(heated, small.width / image.width, verdict)
+    policy = Policy(mask=mask)
+    through = apply_policy(image, verdict, policy).image
+    if through is None:
+        passed.imshow(Image.new("RGB", small.size, "#eaeef2"))
+        passed.text(0.5, 0.5, "refused", transform=passed.transAxes, ha="center", color=INK)
+    else:
+        passed.imshow(_shrunk(through))
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_color("#d0d7de")
+    return heat
+
+
+def status_ink(verdict: Verdict) -> str:
+    """The colour in which a verdict is written."""
+    return _STATUS_INK.get(verdict.status, "#9a6700")
+
+
+def passed_on(verdict: Verdict) -> str:
+    """What the default policy lets through, in words."""
+    if verdict.status == "clean":
+        return "passed on unchanged"
+    return "passed on, covered" if Policy().decide(verdict) == "mask" else "not passed on"
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    small = image.copy()
+    small.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    return small
+
+
+def _draw_heat(axis: Axes, small: Image.Image, verdict: Verdict) -> ScalarMappable | None:
+    axis.imshow(np.asarray(small.convert("L")), cmap="gray", vmin=-40, vmax=295)
+    if verdict.risk_map is None or not verdict.risk_map.scores:
+        return None
+    risk = _scaled(verdict.risk_map, small.size).to_array()
+    norm = _scale_around(verdict)
+    above = np.clip(norm(risk), 0, 1)
+    return axis.imshow(risk, cmap=_COLOURS, norm=norm, alpha=0.25 + 0.45 * above)
+
+
+def _scale_around(verdict: Verdict) -> Normalize:
+    """Colours with the threshold in the middle, so that warm always means beyond it."""
+    scores = verdict.risk_map.scores if verdict.risk_map else (0.0,)
+    if verdict.threshold is None:
+        return Normalize(min(scores), max(max(scores), min(scores) + 1e-6))
+    middle = verdict.threshold.value
+    reach = max(1e-6, *(abs(score - middle) for score in scores))
+    return Normalize(middle - reach, middle + reach)
+
+
+def _scaled(risk_map: RiskMap, size: tuple[int, int]) -> RiskMap:
+    across, down = size[0] / risk_map.size[0], size[1] / risk_map.size[1]
+    boxes = tuple(
+        (round(left * across), round(top * down), round(right * across), round(bottom * down))
+        for left, top, right, bottom in risk_map.boxes
+    )
+    return RiskMap(size=size, boxes=boxes, scores=risk_map.scores)
+
+
+def _draw_regions(axis: Axes, scale: float, verdict: Verdict) -> None:
+    for region in verdict.regions:
+        left, top, right, bottom = (edge * scale for edge in region.box)
+        outline = Rectangle((left, top), right - left, bottom - top, fill=False, lw=2, ec="white")
+        axis.add_patch(outline)
+        axis.text(
+            left,
+            top,
+            f" {literal(region.category)} {region.score:.2f} ",
+            fontsize=8,
+            color="white",
+            backgroundcolor="#cf222ee0",
+            va="bottom" if top > 16 else "top",
+            clip_on=True,
+        )
+
+
+def _colour_bar(figure: Figure, axis: Axes, heat: ScalarMappable | None, verdict: Verdict) -> None:
+    if heat is None:
+        return
+    bar = figure.colorbar(heat, ax=axis, fraction=0.046, pad=0.02)
+    if bar.solids is not None:
+        bar.solids.set_alpha(1)  # the map is see-through, its legend is not
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, colors=MUTED)
+    if verdict.threshold is not None:
+        value = verdict.threshold.value
+        bar.ax.axhline(value, color=INK, lw=2)
+        bar.ax.annotate(
+            "threshold",
+            (1, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(22, 0),
+            textcoords="offset points",
+            fontsize=7,
+            rotation=90,
+            va="center",
+            color=INK,
+        )
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib does not read as mathematics, in characters that can be drawn."""
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    return clean.replace("$", r"\$")

@@ -1,0 +1,128 @@
+"""`sightrail screen`: files and folders through the detector."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.text import Text
+
+from sightrail.guardrails import Verdict
+
+from .batches import Screened, screen_files
+from .consoles import progress, shown_beside, stderr, stdout
+from .errors import CLEAN, FLAGGED, NOT_INSPECTED
+from .files import Found, find_files
+from .models import load_detector
+from .panels import PanelFolder
+
+_STYLES: Final = {"clean": "green", "flagged": "bold red", "not_inspected": "bold yellow"}
+
+
+class Mask(StrEnum):
+    """How risky regions are covered."""
+
+    fill = "fill"
+    blur = "blur"
+
+
+def screen(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures and folders (recursive).")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON line per file: path and verdict.")
+    ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SIGHTRAIL_ENCODER",
+            help="An open_clip encoder (ViT-L-14-336/openai, hf-hub:..., local-dir:...); testbed.",
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Write original | risk map | what is passed on, per picture, here.",
+        ),
+    ] = None,
+    mask: Annotated[Mask, typer.Option(help="How --out covers risky regions.")] = Mask.fill,
+) -> None:
+    """Look for unsafe content inside pictures.
+
+    Exit status: 0 everything is clean, 1 something is flagged, 2 something could not be inspected
+    (2 wins over 1), 64 wrong usage, 69 the encoder cannot be loaded, 74 --out cannot be written.
+    """
+    found = find_files(paths)
+    _announce(found)
+    if not found.files:
+        raise typer.Exit(CLEAN)
+    panels = None if out is None else PanelFolder(out, mask.value, keep=found.files)
+    detector = load_detector(encoder, device)
+    verdicts: list[Verdict] = []
+    with progress("screening", len(found.files)) as bar:
+        for screened in screen_files(detector, found.files):
+            shown_beside(bar, lambda s=screened: _show(s, as_json))  # type: ignore[misc]
+            if panels is not None:
+                panels.write(screened)
+            verdicts.append(screened.verdict)
+            bar.advance(bar.task_ids[0])
+    _summarise(verdicts, panels)
+    raise typer.Exit(exit_status(verdicts))
+
+
+def exit_status(verdicts: Iterable[Verdict]) -> int:
+    """The status of a run: see `errors`."""
+    status = CLEAN
+    for verdict in verdicts:
+        if verdict.not_inspected or verdict.status in ("not_inspected", "failed"):
+            return NOT_INSPECTED
+        if verdict.status == "flagged":
+            status = FLAGGED
+    return status
+
+
+def _announce(found: Found) -> None:
+    if found.hidden:
+        plural = "entry" if found.hidden == 1 else "entries"
+        stderr().print(f"note: skipped {found.hidden} hidden {plural}", style="yellow")
+    if not found.files:
+        stderr().print("note: nothing to screen", style="yellow")
+
+
+def _show(screened: Screened, as_json: bool) -> None:
+    if as_json:
+        verdict = screened.verdict.model_dump(mode="json")
+        typer.echo(json.dumps({"path": os.fspath(screened.path), "verdict": verdict}))
+        return
+    status = screened.verdict.status
+    line = Text.assemble(
+        (f"{status.replace('_', ' '):<13} ", _STYLES.get(status, "bold yellow")),
+        (printable(screened.path), "bold"),
+        (
+            "  " + screened.verdict.summary().removeprefix(status.replace("_", " ")).lstrip(": "),
+            "dim",
+        ),
+    )
+    stdout().print(line, soft_wrap=True)
+
+
+def printable(path: Path) -> str:
+    """The path as text that any stream can take: names on disk may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def _summarise(verdicts: list[Verdict], panels: PanelFolder | None) -> None:
+    counts = Counter(verdict.status.replace("_", " ") for verdict in verdicts)
+    total = f"{len(verdicts)} {'file' if len(verdicts) == 1 else 'files'}"
+    stderr().print(
+        f"{total}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+    )
+    if panels is not None:
+        stderr().print(f"{panels.written} pictures in {printable(panels.folder)}", markup=False)
