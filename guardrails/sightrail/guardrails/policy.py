@@ -1,4 +1,4 @@
-"""What is done about a verdict. A policy only decides; `apply_policy` carries it out on a picture."""
+"""What is done about a verdict: a policy decides, `apply_policy` carries it out on a picture."""
 
 from __future__ import annotations
 
@@ -48,18 +48,23 @@ class Policy(BaseModel):
     note: str = "[image removed by the safety policy]"
 
     def decide(self, verdict: Verdict) -> Action:
-        """The action for one verdict; does not look at `monitor`."""
-        if verdict.status == "clean":
-            return "allow"
-        if verdict.status == "not_inspected":
-            return self.on_not_inspected
+        """The action for one verdict, the strictest that anything in it leads to.
+
+        Does not look at `monitor`.
+        """
         if verdict.status == "failed":
             return self.on_error
-        found = verdict.flagged_categories or (verdict.category or "",)
-        action = max(
-            (self.categories.get(category, self.on_flagged) for category in found),
-            key=_STRICTNESS.index,
-        )
+        if verdict.status == "not_inspected":
+            return self.on_not_inspected
+        actions: list[Action] = ["allow"] if verdict.status == "clean" else [self._flagged(verdict)]
+        if verdict.not_inspected:
+            actions.append(self.on_not_inspected)
+        return max(actions, key=_STRICTNESS.index)
+
+    def _flagged(self, verdict: Verdict) -> Action:
+        found = {*verdict.flagged_categories, verdict.category or ""}
+        actions = (self.categories.get(category, self.on_flagged) for category in found)
+        action = max(actions, key=_STRICTNESS.index)
         if action == "mask" and not verdict.regions:
             return "refuse"  # nothing to cover, so nothing may pass
         return action
@@ -87,11 +92,15 @@ def apply_policy(image: Image | None, verdict: Verdict, policy: Policy) -> Appli
         ImageRefused: the action is `raise` and the policy does not only monitor.
     """
     action = policy.decide(verdict)
+    if action == "mask" and image is None:
+        action = "refuse"
     verdict = verdict.taken(action)
     if policy.monitor or (action == "allow" and image is not None):
         return Applied(action, image, verdict)
     if action == "raise":
-        raise ImageRefused(f"The policy refuses this picture: {verdict.summary()}", verdicts=[verdict])
+        raise ImageRefused(
+            f"The policy refuses this picture: {verdict.summary()}", verdicts=[verdict]
+        )
     if action == "mask" and image is not None:
         from .screening.masking import cover_regions
 

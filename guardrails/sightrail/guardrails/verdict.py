@@ -11,10 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Action", "NotInspected", "Region", "RiskMap", "Status", "Threshold", "Transport", "Verdict"]
+__all__ = [
+    "Action",
+    "NotInspected",
+    "Region",
+    "RiskMap",
+    "Status",
+    "Threshold",
+    "Transport",
+    "Verdict",
+]
 
 Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels of the picture as it travels on; right and bottom excluded."""
+"""(left, top, right, bottom) in pixels of the picture that travels on; right, bottom excluded."""
 
 Status = Literal["clean", "flagged", "not_inspected", "failed"]
 Action = Literal["allow", "mask", "drop", "refuse", "raise"]
@@ -58,7 +67,8 @@ class RiskMap(_Frozen):
 
     def to_array(self) -> NDArray[np.float32]:
         """The map in pixels, [height, width]: the mean over the patches that cover a pixel, each
-        weighted by the inverse of its area, so that the finest look at a place says most."""
+        weighted by the inverse of its area, so that the finest look at a place says most.
+        """
         width, height = self.size
         total = np.zeros((height, width), dtype=np.float64)
         weight = np.zeros((height, width), dtype=np.float64)
@@ -121,7 +131,9 @@ class Verdict(_Frozen):
     @classmethod
     def uninspected(cls, reason: str, detail: str = "") -> Verdict:
         """The verdict on a picture that could not be looked at."""
-        return cls(status="not_inspected", not_inspected=(NotInspected(reason=reason, detail=detail),))
+        return cls(
+            status="not_inspected", not_inspected=(NotInspected(reason=reason, detail=detail),)
+        )
 
     @classmethod
     def failed(cls, reason: str) -> Verdict:
@@ -143,11 +155,14 @@ class Verdict(_Frozen):
     def summary(self) -> str:
         """One line for people: what was found and what was done."""
         if self.status in ("not_inspected", "failed"):
-            why = "; ".join(f"{n.reason}: {n.detail}" if n.detail else n.reason for n in self.not_inspected)
+            why = "; ".join(
+                f"{n.reason}: {n.detail}" if n.detail else n.reason for n in self.not_inspected
+            )
             found = f"{self.status.replace('_', ' ')} ({why})"
         elif self.score is None or self.threshold is None:
             found = self.status
         else:
             relation = ">=" if self.status == "flagged" else "<"
-            found = f"{self.status}: {self.category} {self.score:.3f} {relation} {self.threshold.value:.3f}"
+            compared = f"{self.score:.3f} {relation} {self.threshold.value:.3f}"
+            found = f"{self.status}: {self.category} {compared}"
         return f"{found} -> {self.action}" if self.action else found

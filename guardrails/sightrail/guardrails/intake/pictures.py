@@ -12,9 +12,10 @@ import binascii
 import io
 import os
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
@@ -27,7 +28,7 @@ from .limits import Limits
 PictureSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """A path, a file: or data: URL, encoded bytes, a PIL picture, or an array [H, W], [H, W, 3|4]."""
 
-_FORMATS: Final = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF")
+_FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 """Raster formats whose decoders run in process; EPS and friends start external programs."""
 
 
@@ -77,10 +78,11 @@ def _problem(reason: str, detail: str) -> ImageError:
 
 
 def _read_address(text: str, limits: Limits) -> bytes:
-    scheme = text[:8].partition(":")[0].lower() if ":" in text[:8] else ""
+    scheme, colon, rest = text[:16].partition(":")
+    scheme = scheme.strip().lower() if colon else ""
     if scheme == "data":
         return _read_data_url(text, limits)
-    if scheme in ("http", "https", "ftp"):
+    if scheme != "file" and rest.startswith("//"):
         raise _problem("remote_url", "remote addresses are not fetched; pass the picture itself")
     if scheme == "file":
         parts = urlsplit(text)
@@ -97,7 +99,7 @@ def _read_data_url(text: str, limits: Limits) -> bytes:
     if len(payload) > 4 * limits.max_bytes // 3 + 4:
         raise _problem("too_large", f"more than {limits.max_bytes} bytes")
     if not header.lower().endswith(";base64"):
-        return unquote(payload).encode("latin-1", "replace")
+        return unquote_to_bytes(payload)
     return decode_base64(payload, limits)
 
 
@@ -164,34 +166,45 @@ def _decode(opened: Image.Image, limits: Limits) -> Picture:
     try:
         frames = int(getattr(opened, "n_frames", 1))
         _check_size(opened, frames, limits)
-        if frames == 1:
-            views = _renderings(opened)
-        else:
-            views = [v for frame in ImageSequence.Iterator(opened) for v in _renderings(frame)]
+        views = _renderings(opened) if frames == 1 else _frame_renderings(opened, limits)
     except ImageError:
         raise
     except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, ...
-        raise _problem("truncated", f"it breaks off while decoding ({type(error).__name__})") from error
+        raise _problem("truncated", f"it breaks while decoding ({type(error).__name__})") from error
+    for view in views:  # some containers declare one size and hold another
+        _check_size(view, 1, limits)
     return Picture(views[0], tuple(_distinct(views)))
 
 
+def _frame_renderings(opened: Image.Image, limits: Limits) -> list[Image.Image]:
+    """Every frame's renderings; the picture is left at the frame where the caller had it."""
+    position, pixels, views = opened.tell(), 0, []
+    try:
+        for frame in ImageSequence.Iterator(opened):
+            _check_size(frame, 1, limits)
+            pixels += frame.width * frame.height
+            if pixels > limits.max_pixels:
+                raise _problem("too_large", f"its frames hold more than {limits.max_pixels} pixels")
+            views += _renderings(frame)
+    finally:
+        opened.seek(position)
+    return views
+
+
 def _distinct(views: list[Image.Image]) -> list[Image.Image]:
-    kept: list[Image.Image] = []
-    seen: set[tuple[tuple[int, int], bytes]] = set()
+    kept: dict[tuple[tuple[int, int], bytes], Image.Image] = {}
     for view in views:
-        key = (view.size, view.tobytes())
-        if key not in seen:
-            seen.add(key)
-            kept.append(view)
-    return kept
+        kept.setdefault((view.size, blake2b(view.tobytes()).digest()), view)
+    return list(kept.values())
 
 
 def _renderings(frame: Image.Image) -> list[Image.Image]:
     """The frame upright as RGB: flattened on white, and on black where it has transparency."""
     frame = ImageOps.exif_transpose(frame)
-    if not frame.has_transparency_data:
+    if frame.mode.startswith("I") or frame.mode == "F" or not frame.has_transparency_data:
         return [_to_rgb(frame)]
-    layers = frame.convert("RGBA")
+    layers = frame.convert("LA") if frame.mode == "La" else frame
+    layers = layers.convert("RGBA")
     renderings = []
     for colour in ("white", "black"):
         canvas = Image.new("RGBA", layers.size, colour)
