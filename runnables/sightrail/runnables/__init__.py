@@ -1,0 +1,43 @@
+"""Guardrails as LangChain Runnables, and the guarded local model as a LangChain chat model.
+
+Importing this package imports neither torch nor langchain-core: every name is loaded when it is
+first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .chat_lvlm import ChatLVLM
+    from .guarded_model import GuardedModel
+    from .marker import Marker, read_marker
+    from .screen_images import ScreenImages
+
+_HOME: Final = {
+    "ChatLVLM": "chat_lvlm",
+    "GuardedModel": "guarded_model",
+    "Marker": "marker",
+    "ScreenImages": "screen_images",
+    "read_marker": "marker",
+}
+
+__all__ = [
+    "ChatLVLM",
+    "GuardedModel",
+    "Marker",
+    "ScreenImages",
+    "read_marker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,303 @@
+"""The block forms in which LangChain and the providers carry pictures, files, sound and film.
+
+Each reader knows one form. What travels on is rebuilt from the screened pixels alone: of the
+original block only labels (ids, cache marks, names) are kept, so a second payload hidden beside
+the first one does not come along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from PIL import Image
+
+from sightrail.guardrails.intake import PictureSource
+from sightrail.guardrails.verdict import NotInspected
+
+from .addresses import from_address, from_base64
+from .carrier import Carrier, png_base64, png_bytes, png_url, text_block, unseen
+
+Block = Mapping[str, Any]
+Rebuild = Callable[[Image.Image], Any]
+
+_LABELS: Final = frozenset(
+    {"id", "index", "cache_control", "cachePoint", "detail", "name", "title", "alt", "status"}
+)
+_MAX_LABEL: Final = 256
+_FILES: Final = frozenset({"file", "input_file", "document", "container_upload"})
+_SOUND_AND_FILM: Final = {
+    "audio": "audio",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video": "video",
+    "input_video": "video",
+    "video_url": "video",
+}
+_PAYLOADS: Final = frozenset(
+    {"base64", "data", "url", "file_id", "fileId", "source", "image", "file", "file_data"}
+    | {"file_url", "file_uri", "input_audio", "audio_url", "video_url", "result"}
+)
+
+
+def read_media(block: Block) -> Carrier | None:
+    """The carrier that a block is, whatever form it has; None for a block that carries no media."""
+    for reader in _READERS:
+        carrier = reader(block)
+        if carrier is not None:
+            return carrier
+    return None
+
+
+def read_media_in_data(block: Block) -> Carrier | None:
+    """``read_media`` where dicts need not be blocks: ``{"type": "image", "tag": 3}`` is data."""
+    if not (_PAYLOADS & block.keys() or block.get("image_url") or _inline_key(block)):
+        return None
+    return read_media(block)
+
+
+def _labels(block: Block) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key in _LABELS and _is_label(value)}
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, dict):
+        return len(value) <= 8 and all(
+            _is_label(key) and not isinstance(part, dict) and _is_label(part)
+            for key, part in value.items()
+        )
+    if isinstance(value, str):
+        return len(value) <= _MAX_LABEL and "://" not in value and value[:5].lower() != "data:"
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _carrier(block: Block, source: PictureSource | NotInspected, rebuild: Rebuild) -> Carrier:
+    return Carrier(source, block, rebuild, text_block)
+
+
+def _kind(block: Block) -> str:
+    kind = block.get("type")
+    return kind if isinstance(kind, str) else ""
+
+
+def _mime(block: Block) -> str:
+    for key in ("mime_type", "mimeType", "media_type"):
+        if isinstance(mime := block.get(key), str):
+            return mime.strip().lower()
+    return ""
+
+
+def _image_url(block: Block) -> Carrier | None:
+    """OpenAI: ``image_url`` as text or ``{"url": ...}``, ``input_image`` of the Responses API."""
+    kind, value = _kind(block), block.get("image_url")
+    if kind not in ("image_url", "input_image") and not isinstance(value, str | dict):
+        return None
+    head = {"type": kind or "image_url", **_labels(block)}
+    if isinstance(value, Mapping):
+        inner = _labels(value)
+        return _carrier(
+            block,
+            from_address(value.get("url")),
+            lambda image: {**head, "image_url": {**inner, "url": png_url(image)}},
+        )
+    if value is None and block.get("file_id"):
+        return unseen(block, "file_id", "a file kept by a provider cannot be looked at")
+    return _carrier(block, from_address(value), lambda image: {**head, "image_url": png_url(image)})
+
+
+def _source_dict(block: Block) -> Carrier | None:
+    """Anthropic: ``{"type": "image", "source": {"type": "base64" | "url" | "file", ...}}``."""
+    source = block.get("source")
+    if not isinstance(source, Mapping):
+        return None
+    if _kind(block) != "image" and not _mime(source).startswith("image/"):
+        return None
+    labels = _labels(block)
+    payload: PictureSource | NotInspected
+    if "data" in source:
+        payload = from_base64(source["data"])
+    elif "url" in source:
+        payload = from_address(source["url"])
+    else:
+        return unseen(block, "file_id", "a file kept by a provider cannot be looked at")
+    return _carrier(
+        block,
+        payload,
+        lambda image: {
+            "type": "image",
+            **labels,
+            "source": {"type": "base64", "media_type": "image/png", "data": png_base64(image)},
+        },
+    )
+
+
+def _source_type(block: Block) -> Carrier | None:
+    """LangChain before 1.0: ``source_type`` of base64, url or id, with ``data`` or ``url``."""
+    kind, how = _kind(block), block.get("source_type")
+    if how is None or not (kind == "image" or (kind == "file" and _mime(block)[:6] == "image/")):
+        return None
+    labels = _labels(block)
+    payload: PictureSource | NotInspected
+    if how == "base64":
+        payload = from_base64(block.get("data"))
+    elif how == "url":
+        payload = from_address(block.get("url"))
+    else:
+        return unseen(block, "file_id", "a file kept by a provider cannot be looked at")
+    form = {"type": kind, **labels, "source_type": "base64", "mime_type": "image/png"}
+    return _carrier(block, payload, lambda image: {**form, "data": png_base64(image)})
+
+
+def _held_image(block: Block) -> Carrier | None:
+    """``{"type": "image", "image": picture}`` of transformers, ``{"image": {...}}`` of Bedrock."""
+    image = block.get("image")
+    if image is None or not (_kind(block) in ("image", "") or isinstance(image, Mapping)):
+        return None
+    labels = _labels(block)
+    if isinstance(image, Mapping):
+        source = image.get("source")
+        data = source.get("bytes") if isinstance(source, Mapping) else None
+        if data is None:
+            return unseen(block, "unknown_block", "an image block of an unknown form")
+        return _carrier(
+            block,
+            from_base64(data),
+            lambda seen: {
+                **labels,
+                "image": {"format": "png", "source": {"bytes": _encoded_like(data, seen)}},
+            },
+        )
+    if _kind(block) != "image":
+        return None  # a plain dict with a picture in it: the walk takes the picture by itself
+    source = from_address(image) if isinstance(image, str) else image
+    return _carrier(block, source, lambda seen: {"type": "image", **labels, "image": seen})
+
+
+def _standard_image(block: Block) -> Carrier | None:
+    """LangChain's own form: ``{"type": "image", "base64" | "url" | "file_id": ...}``."""
+    if _kind(block) != "image":
+        return None
+    labels = _labels(block)
+    payload: PictureSource | NotInspected
+    if block.get("base64") is not None:
+        payload = from_base64(block["base64"])
+    elif block.get("url") is not None:
+        payload = from_address(block["url"])
+    elif block.get("data") is not None:
+        payload = from_base64(block["data"])
+    elif block.get("file_id") is not None:
+        return unseen(block, "file_id", "a file kept by a provider cannot be looked at")
+    else:
+        return unseen(block, "malformed_block", "an image block without a picture")
+    form = {"type": "image", **labels, "mime_type": "image/png"}
+    return _carrier(block, payload, lambda image: {**form, "base64": png_base64(image)})
+
+
+def _inline_key(block: Block) -> str | None:
+    names = ("inline_data", "inlineData", "file_data", "fileData")
+    return next((key for key in names if isinstance(block.get(key), Mapping)), None)
+
+
+def _google(block: Block) -> Carrier | None:
+    """Google: ``media`` with ``data`` or ``file_uri``, and ``inline_data`` parts."""
+    key = _inline_key(block)
+    if key is None and _kind(block) != "media":
+        return None
+    media: Block = block if key is None else block[key]
+    if not _mime(media).startswith("image/"):
+        return _other_media(block, _mime(media))
+    labels, data = _labels(block), media.get("data")
+    if data is None:
+        payload = from_address(media.get("file_uri", media.get("fileUri")))
+    else:
+        payload = from_base64(data)
+
+    def rebuild(image: Image.Image) -> dict[str, Any]:
+        png = {"mime_type": "image/png", "data": _encoded_like(data, image)}
+        return {"type": "media", **labels, **png} if key is None else {**labels, key: png}
+
+    return _carrier(block, payload, rebuild)
+
+
+def _encoded_like(payload: Any, image: Image.Image) -> bytes | str:
+    """Some clients take raw bytes where others take base64: what came is what goes on."""
+    return png_base64(image) if isinstance(payload, str) else png_bytes(image)
+
+
+def _file(block: Block) -> Carrier | None:
+    """Files of every provider; only those that say they are pictures can be looked at."""
+    kind = _kind(block)
+    if kind not in _FILES:
+        return None
+    held = block.get("file")
+    inner: Block = held if isinstance(held, Mapping) else block
+    data = next(
+        (inner[key] for key in ("base64", "file_data", "data") if inner.get(key) is not None), None
+    )
+    mime = _mime(inner) or _mime(block) or _mime_of_url(data)
+    if not mime.startswith("image/"):
+        return _other_media(block, mime)
+    labels, inner_labels = _labels(block), _labels(inner)
+    if data is None:
+        address = inner.get("url", inner.get("file_url"))
+        if address is None:
+            return unseen(block, "file_id", "a file kept by a provider cannot be looked at")
+        source = from_address(address)
+    else:
+        source = from_base64(data)
+
+    def rebuild(image: Image.Image) -> dict[str, Any]:
+        if inner is not block:
+            return {"type": kind, **labels, "file": {**inner_labels, **_named_png(image)}}
+        if "file_data" in block or "file_url" in block:
+            return {"type": kind, **labels, **_named_png(image)}
+        return {"type": kind, **labels, "mime_type": "image/png", "base64": png_base64(image)}
+
+    return _carrier(block, source, rebuild)
+
+
+def _named_png(image: Image.Image) -> dict[str, str]:
+    return {"filename": "image.png", "file_data": png_url(image)}
+
+
+def _mime_of_url(data: Any) -> str:
+    if not isinstance(data, str) or data[:5].lower() != "data:":
+        return ""
+    return data[5:40].partition(";")[0].partition(",")[0].lower()
+
+
+def _generated(block: Block) -> Carrier | None:
+    """OpenAI's image generation tool: the picture is the base64 ``result``."""
+    if _kind(block) != "image_generation_call" or block.get("result") is None:
+        return None
+    head = {"type": "image_generation_call", **_labels(block)}
+    return _carrier(
+        block, from_base64(block["result"]), lambda image: {**head, "result": png_base64(image)}
+    )
+
+
+def _sound_or_film(block: Block) -> Carrier | None:
+    reason = _SOUND_AND_FILM.get(_kind(block))
+    return None if reason is None else unseen(block, reason, f"{reason} cannot be looked at")
+
+
+def _other_media(block: Block, mime: str) -> Carrier:
+    family = mime.partition("/")[0]
+    if family in ("audio", "video"):
+        return unseen(block, family, f"{family} cannot be looked at")
+    if mime == "application/pdf":
+        return unseen(block, "pdf", "pages of a PDF cannot be looked at")
+    return unseen(block, "file", "files cannot be looked at, whatever they hold")
+
+
+_READERS: Final[tuple[Callable[[Block], Carrier | None], ...]] = (
+    _image_url,
+    _source_dict,
+    _source_type,
+    _held_image,
+    _standard_image,
+    _google,
+    _file,
+    _generated,
+    _sound_or_film,
+)

@@ -1,0 +1,346 @@
+"""The guarded local model as a LangChain chat model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+
+from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.intake import Limits
+from sightrail.guardrails.policy import Policy
+
+from .model_shelf import ModelShelf
+from .replies import Fields, answer_fields, last_chunk, message, refusal_fields
+from .shared_batch import SharedBatch
+from .turns import Conversation, read_turns
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
+
+_NO_TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
+_NOT_FOR_MODEL: Final = ("stream", "model")  # how LangChain routes a call and names it in traces
+
+
+class ChatLVLM(BaseChatModel):
+    """A vision-language model on this machine, guardrails inside, as a LangChain chat model.
+
+    Takes text and picture blocks in every form that ``ScreenImages`` knows. What cannot be looked
+    at (remote addresses, files, sound, unknown block types) goes by ``policy.on_not_inspected``:
+    refused by default, and never handed to the model.
+
+    A refusal is an ``AIMessage`` with ``policy.refusal`` as its text and, in ``response_metadata``,
+    ``finish_reason="refused"``, ``refused=True`` and the ``verdicts``. Messages that
+    ``ScreenImages`` marked as refused are answered so without running the model.
+
+    Tools: results of tools are read as the user's words; the model itself calls none.
+
+    Args:
+        model: a ``LocalLVLM``, or the name or folder of one, loaded when it is first needed.
+        guardrails: put on the model in place of its own; None leaves those it has.
+        policy: in place of the model's own.
+        limits: what intake is willing to decode.
+        device: where a model given by name is loaded.
+        dtype: in which precision.
+        temperature: 0 is greedy.
+        max_tokens: at most this many new tokens; ``max_new_tokens`` is understood as well.
+        top_p: nucleus sampling.
+        top_k: sample among this many tokens.
+        seed: makes sampling repeatable.
+        stop: end before the first of these texts.
+
+    All settings from ``temperature`` on, and any field of transformers' ``GenerationConfig``, may
+    be given to ``invoke`` or ``bind`` as well.
+
+    Example:
+        ``ChatLVLM(model="testbed", guardrails=[SafetyPrefix()]).invoke("what is in the image?")``
+    """
+
+    model: Any
+    guardrails: tuple[Any, ...] | None = None
+    policy: Policy | None = None
+    limits: Limits = Limits()
+    device: Any = None
+    dtype: Any = None
+    temperature: float = 0.0
+    max_tokens: int = Field(
+        default=256, validation_alias=AliasChoices("max_tokens", "max_new_tokens")
+    )
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = Field(
+        default=None, validation_alias=AliasChoices("stop", "stop_sequences")
+    )
+    shelf: ModelShelf = Field(default_factory=ModelShelf, exclude=True, repr=False)
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    _reply: Callable[[], ChatResult] | None = PrivateAttr(default=None)
+    """Set on the copy that answers one row of a batch; see ``batch``."""
+
+    @field_validator("model")
+    @classmethod
+    def _is_model(cls, model: Any) -> Any:
+        if isinstance(model, str | Path) or all(
+            callable(getattr(model, verb, None)) for verb in ("chat", "stream", "batch")
+        ):
+            return model
+        raise ConfigurationError(
+            f"{type(model).__name__} is no local model; pass a LocalLVLM, or the name or folder of "
+            "one."
+        )
+
+    @model_validator(mode="after")
+    def _guardrails_fit(self) -> Self:
+        if not isinstance(self.model, str | Path):
+            self._local()
+        return self
+
+    # What LangChain asks about
+
+    @property
+    def _llm_type(self) -> str:
+        return "sightrail-lvlm"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """Everything that an answer depends on: LangChain's answer caches go by it."""
+        local = None if isinstance(self.model, str | Path) else self.model
+        guardrails = self.guardrails
+        if guardrails is None:
+            guardrails = () if local is None else local.guardrails
+        policy = self.policy or (Policy() if local is None else local.policy)
+        return {
+            "model_name": self._model_name,
+            "guardrails": [repr(guardrail) for guardrail in guardrails],
+            "policy": policy.model_dump(mode="json"),
+            "limits": self.limits.model_dump(mode="json"),
+            "device": str(self.device),
+            "dtype": str(self.dtype),
+            **self._settings(None, {}),
+        }
+
+    @property
+    def _model_name(self) -> str:
+        return str(self.model) if isinstance(self.model, str | Path) else str(self.model.name)
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        settings = self._settings(stop, {k: v for k, v in kwargs.items() if k not in _NO_TOOLS})
+        params = LangSmithParams(
+            ls_provider="sightrail",
+            ls_model_name=str(kwargs.get("model", self._model_name)),
+            ls_model_type="chat",
+            ls_temperature=settings["temperature"],
+            ls_max_tokens=settings["max_new_tokens"],
+        )
+        if settings["stop"]:
+            params["ls_stop"] = settings["stop"]
+        return params
+
+    # One request
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        if self._reply is not None:
+            return self._reply()
+        settings, local = self._settings(stop, kwargs), self._local()
+        return self._answer_all([self._read(messages, local)], settings, local)[0]
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return await asyncio.to_thread(self._generate, messages, stop, None, **kwargs)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        settings, local = self._settings(stop, kwargs), self._local()
+        conversation = self._read(messages, local)
+        if conversation.refused:
+            yield _last(local.policy.refusal, self._refusal(conversation))
+            return
+        for piece in local.stream(conversation.turns, **settings):
+            yield self._chunk(piece, conversation)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        settings, local = self._settings(stop, kwargs), await asyncio.to_thread(self._local)
+        conversation = await asyncio.to_thread(self._read, messages, local)
+        if conversation.refused:
+            yield _last(local.policy.refusal, self._refusal(conversation))
+            return
+        async for piece in local.astream(conversation.turns, **settings):
+            yield self._chunk(piece, conversation)
+
+    # Several requests
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer several requests with padded runs of the model.
+
+        Each request keeps its own callbacks, tags and cache. ``max_concurrency`` in the config
+        bounds how many run together.
+        """
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        members = self._members(inputs, configs, kwargs)
+        outputs: list[Any] = []
+        for member, request, own in zip(members, inputs, configs, strict=True):
+            try:
+                outputs.append(member.invoke(request, own, **kwargs))
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                outputs.append(error)
+        return outputs
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """``batch``, with the model in worker threads."""
+        configs = get_config_list(config, len(inputs)) if inputs else []
+        members = self._members(inputs, configs, kwargs)
+        outputs: list[Any] = []
+        for member, request, own in zip(members, inputs, configs, strict=True):
+            try:
+                outputs.append(await member.ainvoke(request, own, **kwargs))
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                outputs.append(error)
+        return outputs
+
+    def _members(
+        self,
+        inputs: list[LanguageModelInput],
+        configs: list[RunnableConfig],
+        kwargs: dict[str, Any],
+    ) -> list[ChatLVLM]:
+        """One copy of this model per request, each with its share of one common answer."""
+        settings = {k: v for k, v in kwargs.items() if k != "stop"}
+
+        def read(row: int) -> Conversation:
+            return self._read(self._convert_input(inputs[row]).to_messages(), self._local())
+
+        def answer(conversations: list[Conversation]) -> list[ChatResult]:
+            options = self._settings(kwargs.get("stop"), settings)
+            return self._answer_all(conversations, options, self._local())
+
+        size = configs[0].get("max_concurrency") if configs else None
+        shared = SharedBatch(len(inputs), size or len(inputs), read, answer)
+        members = []
+        for row in range(len(inputs)):
+            member = self.model_copy(update={"disable_streaming": True})
+            member._reply = partial(shared.result, row)
+            members.append(member)
+        return members
+
+    # The parts
+
+    def _local(self) -> LocalLVLM:
+        """The model with this object's guardrails on; copies of it share their weights."""
+        local: LocalLVLM = (
+            self.shelf.get(str(self.model), self.device, self.dtype)
+            if isinstance(self.model, str | Path)
+            else self.model
+        )
+        if self.guardrails is None and self.policy is None:
+            return local
+        guardrails = local.guardrails if self.guardrails is None else self.guardrails
+        return local.with_guardrails(guardrails, policy=self.policy)
+
+    def _settings(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
+        """The settings of one call, by the names that ``LocalLVLM.chat`` knows."""
+        if refused := sorted(set(given) & set(_NO_TOOLS)):
+            raise ConfigurationError(
+                f"{', '.join(refused)}: local models behind ChatLVLM call no tools and follow no "
+                "schema; leave it out, or use a chat model that does."
+            )
+        given = {k: v for k, v in given.items() if v is not None and k not in _NOT_FOR_MODEL}
+        max_tokens = given.pop("max_tokens", self.max_tokens)
+        own = {
+            "max_new_tokens": max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+        }
+        return {**own, **given, "stop": stop or self.stop or []}
+
+    def _read(self, messages: Sequence[BaseMessage], local: LocalLVLM) -> Conversation:
+        return read_turns(messages, local.policy, self.limits)
+
+    def _answer_all(
+        self, conversations: Sequence[Conversation], settings: dict[str, Any], local: LocalLVLM
+    ) -> list[ChatResult]:
+        asked = [one for one in conversations if not one.refused]
+        answers = iter(local.batch([one.turns for one in asked], **settings) if asked else [])
+        return [
+            _result(local.policy.refusal, self._refusal(one))
+            if one.refused
+            else self._answered(next(answers), one)
+            for one in conversations
+        ]
+
+    def _answered(self, answer: Answer, conversation: Conversation) -> ChatResult:
+        fields = answer_fields(answer, conversation.verdicts, self._model_name)
+        return _result(answer.text, fields)
+
+    def _chunk(self, piece: AnswerChunk, conversation: Conversation) -> ChatGenerationChunk:
+        if piece.answer is None:
+            return ChatGenerationChunk(message=AIMessageChunk(content=piece.text))
+        fields = answer_fields(piece.answer, conversation.verdicts, self._model_name)
+        return _last(piece.text, fields)
+
+    def _refusal(self, conversation: Conversation) -> Fields:
+        return refusal_fields(conversation.verdicts, self._model_name)
+
+
+def _result(text: str, fields: Fields) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=message(text, fields))])
+
+
+def _last(text: str, fields: Fields) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=last_chunk(text, fields))

@@ -1,0 +1,210 @@
+"""Screening as a LangChain Runnable, in front of any chat model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessageChunk
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from pydantic import ConfigDict, Field, field_validator
+
+from sightrail.guardrails.errors import ConfigurationError, ImageRefused
+from sightrail.guardrails.intake import Limits
+from sightrail.guardrails.policy import Policy
+
+from .carriers import Carrier, Walk
+from .carriers.addresses import may_become_picture_text
+from .screening import Screened, passed, screen_values
+
+if TYPE_CHECKING:
+    from .guarded_model import GuardedModel
+
+
+class ScreenImages(RunnableSerializable[Any, Any]):
+    """Look at every picture on its way to a model: messages in, safe messages out.
+
+    Takes a string, a prompt value, a message, a list of messages, a document, or a dict or list of
+    any of these and of pictures (PIL, bytes, arrays, paths); gives the same kind back. Pictures
+    that may pass travel on as a lossless PNG of the very pixels that were screened, masked ones
+    with their risky places covered, dropped ones as ``policy.note``. What cannot be looked at
+    (remote addresses, files, sound, unknown block types) is never passed over in silence:
+    ``policy.on_not_inspected`` decides, and refuses by default.
+
+    The verdicts stand in ``message.additional_kwargs["sightrail"]``; see ``marker``. A refused
+    picture is taken out and its message marked. ``ChatLVLM`` then answers with its policy's refusal
+    without running the model; for any other chat model ``guard`` does the same. A bare string or
+    dict has no message to carry a refusal, so place this after the prompt, not before it.
+
+    Args:
+        detector: has ``screen(images) -> list[Verdict]``, such as ``RiskDetector``.
+        policy: what a verdict leads to.
+        limits: what intake is willing to decode.
+
+    Raises:
+        ImageRefused: where the policy's action is ``raise``.
+
+    Example:
+        ``prompt | ScreenImages(detector=detector) | ChatLVLM(model="testbed") | StrOutputParser()``
+    """
+
+    detector: Any = Field(exclude=True)
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    @field_validator("detector")
+    @classmethod
+    def _can_screen(cls, detector: Any) -> Any:
+        if not callable(getattr(detector, "screen", None)):
+            raise ConfigurationError(
+                f"{type(detector).__name__} is no detector: it has no method screen(images). "
+                'Pass one such as RiskDetector.from_pretrained("ViT-L-14-336/openai").'
+            )
+        return detector
+
+    def screen(self, values: list[Any]) -> list[Screened | ImageRefused]:
+        """Screen values outside of any chain: all pictures of all values in one detector call."""
+        return screen_values(values, self.detector, self.policy, self.limits)
+
+    async def ascreen(self, values: list[Any]) -> list[Screened | ImageRefused]:
+        """``screen`` in a worker thread."""
+        return await asyncio.to_thread(self.screen, values)
+
+    def guard(self, model: Runnable[LanguageModelInput, AIMessage]) -> GuardedModel:
+        """This screening and a chat model as one: a refused request never reaches the model."""
+        from .guarded_model import GuardedModel
+
+        return GuardedModel(screen=self, model=model)
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Screen one value."""
+        return self._call_with_config(self._screen_one, input, config)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Screen one value in a worker thread."""
+        return await self._acall_with_config(self._ascreen_one, input, config)
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Screen several values with one call of the detector."""
+        return self._batch_with_config(
+            self._screen_all,
+            inputs,
+            config,
+            return_exceptions=return_exceptions,
+        )
+
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """``batch`` in a worker thread."""
+        return await self._abatch_with_config(
+            self._ascreen_all,
+            inputs,
+            config,
+            return_exceptions=return_exceptions,
+        )
+
+    def transform(
+        self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Let streamed text pass as it comes; from the first picture on, wait and screen."""
+        yield from self._transform_stream_with_config(input, self._screen_stream, config)
+
+    async def atransform(
+        self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """``transform`` for asynchronous streams."""
+        async for chunk in self._atransform_stream_with_config(input, self._ascreen_stream, config):
+            yield chunk
+
+    def _screen_one(self, value: Any) -> Any:
+        (outcome,) = self.screen([value])
+        return passed(outcome).value
+
+    async def _ascreen_one(self, value: Any) -> Any:
+        (outcome,) = await self.ascreen([value])
+        return passed(outcome).value
+
+    def _screen_all(self, values: list[Any]) -> list[Any]:
+        outcomes = self.screen(values)
+        return [one if isinstance(one, ImageRefused) else one.value for one in outcomes]
+
+    async def _ascreen_all(self, values: list[Any]) -> list[Any]:
+        return await asyncio.to_thread(self._screen_all, values)
+
+    def _screen_stream(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        held = _Held()
+        for chunk in chunks:
+            if (ready := held.take(chunk)) is not None:
+                yield ready
+        if held.value is not None:
+            yield self._screen_one(held.value)
+
+    async def _ascreen_stream(self, chunks: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        held = _Held()
+        async for chunk in chunks:
+            if (ready := held.take(chunk)) is not None:
+                yield ready
+        if held.value is not None:
+            yield await self._ascreen_one(held.value)
+
+
+class _Held:
+    """What of a stream has to wait: everything from the first thing that is not plain text on.
+
+    A picture written as text is recognised by its beginning, so the beginning of a text waits until
+    it can no longer be one.
+    """
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self._text_begun = False
+
+    def take(self, chunk: Any) -> Any:
+        """The next chunk comes in; gives what may go on, None as long as nothing may."""
+        if self.value is None:
+            self.value = chunk
+        else:
+            try:
+                self.value = self.value + chunk
+            except TypeError:  # as Runnable.transform does: chunks that do not add up replace
+                self.value = chunk
+        if not self._may_pass(self.value):
+            return None
+        ready, self.value = self.value, None
+        return ready
+
+    def _may_pass(self, value: Any) -> bool:
+        if not isinstance(value, str | BaseMessageChunk) or _has_carriers(value):
+            return False
+        if not self._text_begun:
+            text = value if isinstance(value, str) else value.content
+            self._text_begun = not (isinstance(text, str) and may_become_picture_text(text))
+        return self._text_begun
+
+
+def _has_carriers(value: Any) -> bool:
+    found: list[Carrier] = []
+
+    def note_down(carrier: Carrier) -> Any:
+        found.append(carrier)
+        return carrier.original
+
+    Walk(note_down)(value)
+    return bool(found)
