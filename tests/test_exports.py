@@ -1,0 +1,94 @@
+"""The public names: pinned, sorted, importable, and light to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from repository import environment
+
+PUBLIC = {
+    "sightrail.guardrails": [
+        "Answer",
+        "AnswerChunk",
+        "Applied",
+        "ArtifactError",
+        "AttentiveCalibration",
+        "ConceptBank",
+        "ConfigurationError",
+        "ImageError",
+        "ImageRefused",
+        "Limits",
+        "LocalLVLM",
+        "MissingDependencyError",
+        "ModelLoadError",
+        "NotInspected",
+        "Picture",
+        "Policy",
+        "PromptError",
+        "Region",
+        "RiskDetector",
+        "RiskMap",
+        "SafetyPrefix",
+        "SightrailError",
+        "UnsupportedModelError",
+        "Verdict",
+        "apply_policy",
+        "read_picture",
+    ],
+    "sightrail.runnables": [
+        "ChatLVLM",
+        "GuardedModel",
+        "Marker",
+        "ScreenImages",
+        "read_marker",
+    ],
+}
+HEAVY = {
+    "sightrail.guardrails": "torch transformers open_clip ot matplotlib langchain_core llama_index",
+    "sightrail.runnables": "torch transformers open_clip ot matplotlib llama_index",
+    "sightrail.integrations.cli": "torch transformers open_clip ot langchain_core llama_index",
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_public_names_are_pinned_and_sorted(package: str) -> None:
+    module = import_module(package)
+    assert module.__all__ == PUBLIC[package]
+    assert sorted(module.__all__) == module.__all__
+    assert dir(module) == module.__all__
+
+
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package, names in PUBLIC.items() for name in names]
+)
+def test_every_public_name_can_be_imported_and_says_what_it_is(package: str, name: str) -> None:
+    value = getattr(import_module(package), name)
+    assert value.__name__ == name
+    assert value.__doc__
+    assert value.__module__.startswith(package)
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_an_unknown_name_is_an_attribute_error(package: str) -> None:
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'Nothing'"):
+        _ = import_module(package).Nothing
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
+    code = (
+        f"import sys, {package}; print(*sorted(set({HEAVY[package].split()}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == ""
