@@ -132,7 +132,7 @@ def test_people_get_one_line_per_file(album: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["[red]bold[/red].png", "a b.png", "ümläut.png", "$x^2$.png", "-x"]
+    "name", ["[red]bold.png", "[nonsense=].png", "a b.png", "ümläut.png", "$x^2$.png", "-x"]
 )
 def test_odd_names_are_shown_as_they_are(name: str, tmp_path: Path) -> None:
     if name == "-x":
