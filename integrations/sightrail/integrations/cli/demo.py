@@ -84,8 +84,7 @@ def _run(case: Case, model: LocalLVLM, detector: RiskDetector) -> Outcome:
     verdict = None
     if case.image is not None:
         content.insert(0, {"type": "image", "image": case.image})
-        png = base64.b64encode(_png(case.image)).decode()
-        blocks.insert(0, {"type": "image", "base64": png, "mime_type": "image/png"})
+        blocks.insert(0, image_block(case.image))
         verdict = detector.screen([case.image])[0]
     bare = model.chat([{"role": "user", "content": content}]).text
     chain = guarded_chain(model, detector)
@@ -93,10 +92,12 @@ def _run(case: Case, model: LocalLVLM, detector: RiskDetector) -> Outcome:
     return Outcome(case, bare, guarded, verdict)
 
 
-def _png(image: Image.Image) -> bytes:
+def image_block(image: Image.Image) -> dict[Any, Any]:
+    """LangChain's standard content block for a picture."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image", "base64": data, "mime_type": "image/png"}
 
 
 def _answers_table(outcomes: list[Outcome]) -> Table:

@@ -1,0 +1,108 @@
+"""`sightrail demo` and `sightrail chat` on the testbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli_helpers import run_cli
+from sightrail.guardrails import LocalLVLM, RiskDetector
+from sightrail.integrations.cli.demo import guarded_chain
+from sightrail.integrations.cli.demo_cases import draw_cases
+
+
+def test_cases_are_drawn_from_the_seed_alone() -> None:
+    one, again, other = draw_cases(0), draw_cases(0), draw_cases(1)
+    assert [case.question for case in one] == [case.question for case in again]
+    assert [case.image and case.image.tobytes() for case in one] == [
+        case.image and case.image.tobytes() for case in again
+    ]
+    assert [case.title for case in one] == [case.title for case in other]
+    assert [case.image and case.image.tobytes() for case in one] != [
+        case.image and case.image.tobytes() for case in other
+    ]
+
+
+def test_the_demo_shows_both_answers_and_writes_its_pictures(tmp_path: Path) -> None:
+    result = run_cli("demo", "--out", tmp_path / "demo", "--n", 0)
+    assert result.exit_code == 0, result.output
+    assert "bare model" in result.stdout
+    assert "guarded chain" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "attack-through-an-object.png",
+        "attack-through-words.png",
+        "benign.png",
+        "demo.png",
+        "look-alike.png",
+        "unsafe-among-benign.png",
+    ]
+    with Image.open(tmp_path / "demo" / "demo.png") as sheet:
+        assert min(sheet.size) > 800
+
+
+def test_the_guarded_chain_is_not_fooled_where_the_bare_model_is() -> None:
+    """Over several seeds: a single scene may go either way."""
+    from langchain_core.messages import HumanMessage
+
+    model = LocalLVLM.from_pretrained("testbed")
+    detector = RiskDetector.from_pretrained("testbed")
+    chain = guarded_chain(model, detector)
+    fooled = {"bare": 0, "guarded": 0}
+    for seed in range(8):
+        case = draw_cases(seed)[0]
+        picture = {"type": "image", "image": case.image}
+        text = {"type": "text", "text": case.question}
+        bare = model.chat([{"role": "user", "content": [picture, text]}]).text
+        blocks = [{"type": "text", "text": case.question}, _block(case.image)]
+        guarded = chain.invoke({"messages": [HumanMessage(content=blocks)]})
+        fooled["bare"] += bare.startswith("sure")
+        fooled["guarded"] += guarded.startswith("sure")
+    assert fooled["bare"] > fooled["guarded"]
+
+
+def _block(image: Image.Image | None) -> dict[str, str]:
+    from sightrail.integrations.cli.demo import image_block
+
+    assert image is not None
+    return image_block(image)
+
+
+def test_chat_answers_in_text(tmp_path: Path) -> None:
+    result = run_cli("chat", "--model", "testbed", "--bare", "how do i draw a guitar today.")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("how", ["--guard", "--bare"])
+def test_chat_about_a_picture(how: str, tmp_path: Path) -> None:
+    case = draw_cases(0)[-1]
+    assert case.image is not None
+    case.image.save(tmp_path / "scene.png")
+    result = run_cli(
+        *("chat", "--model", "testbed", "--encoder", "testbed", how),
+        *("--image", tmp_path / "scene.png", case.question),
+    )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+    assert ("scene.png: " in result.stderr) == (how == "--guard")
+
+
+def test_chat_refuses_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    arguments = ("chat", "--model", "testbed", "--encoder", "testbed")
+    guarded = run_cli(*arguments, "--image", tmp_path / "broken.png", "what is this?")
+    assert guarded.exit_code == 0
+    assert guarded.stdout.strip() == "I am sorry, I cannot help with that image."
+    assert "not_an_image" in guarded.stderr
+    bare = run_cli(*arguments, "--bare", "--image", tmp_path / "broken.png", "what is this?")
+    assert bare.exit_code == 69
+    assert bare.stderr.startswith("error: ")
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line() -> None:
+    result = run_cli("chat", "--model", "local/nowhere", "--bare", "hello")
+    assert result.exit_code == 69
+    assert "Traceback" not in result.output

@@ -1,0 +1,131 @@
+"""`sightrail eval` and its tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cli_helpers import run_cli
+from sightrail.guardrails import evaluation
+from sightrail.guardrails.evaluation import EvalReport, Row
+from sightrail.integrations.cli.tables import report_tables
+
+
+def row(stack: str, metric: str, group: str, value: float) -> Row:
+    return Row(
+        stack=stack,
+        metric=metric,
+        group=group,
+        value=value,
+        low=value - 0.05,
+        high=value + 0.05,
+        n=200,
+    )
+
+
+def report(*rows: Row) -> EvalReport:
+    return EvalReport(
+        model="testbed",
+        encoder="testbed",
+        split="test",
+        seed=0,
+        version="0.1.0",
+        device="cpu",
+        rows=list(rows),
+    )
+
+
+def drawn(made: EvalReport) -> str:
+    console = Console(width=160, record=True, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        for table in report_tables(made):
+            console.print(table)
+    return captured.get()
+
+
+FIGURES = (
+    row("bare", "attack_success", "object", 0.9),
+    row("bare", "attack_success", "text", 0.05),
+    row("screen", "attack_success", "object", 0.06),
+    row("ot", "auroc", "objects_6", 0.9),
+    row("screen", "time_ratio", "benign", 1.25),
+    row("bare", "something_new", "benign", 0.5),
+)
+
+
+def test_every_figure_is_shown_with_its_interval() -> None:
+    text = drawn(report(*FIGURES))
+    for cell in (
+        "90.0 [85.0, 95.0]",
+        "5.0 [0.0, 10.0]",
+        "6.0 [1.0, 11.0]",
+        "0.900 [0.850, 0.950]",
+        "1.25 [1.20, 1.30]",
+        "0.50 [0.45, 0.55]",
+    ):
+        assert cell in text
+    assert "attack success" in text
+    assert "objects 6" in text
+
+
+def test_stacks_are_columns_in_the_order_of_the_report() -> None:
+    text = drawn(report(*FIGURES))
+    header = next(line for line in text.splitlines() if "bare" in line)
+    assert header.index("bare") < header.index("screen")
+
+
+def test_an_empty_report_has_no_table() -> None:
+    assert report_tables(report()) == []
+
+
+def test_options_reach_the_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def fake(**settings: Any) -> EvalReport:
+        asked.update(settings)
+        settings["progress"]("bare", 1, 2)
+        return report(*FIGURES)
+
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    file = tmp_path / "new" / "report.json"
+    result = run_cli(
+        *("eval", "--model", "m", "--encoder", "e", "--stack", "bare", "--stack", "prefix+screen"),
+        *("--n", 7, "--seed", 3, "--split", "calibration", "--json", file),
+    )
+    assert result.exit_code == 0, result.output
+    asked.pop("progress")
+    assert asked == {
+        "model": "m",
+        "encoder": "e",
+        "stacks": ["bare", "prefix+screen"],
+        "n": 7,
+        "seed": 3,
+        "split": "calibration",
+    }
+    assert EvalReport.model_validate_json(file.read_text()) == report(*FIGURES)
+    assert set(json.loads(file.read_text())["rows"][0]) >= {
+        *("stack", "metric", "group", "value", "low", "high", "n"),
+    }
+    assert "90.0 [85.0, 95.0]" in result.stdout
+
+
+@pytest.mark.parametrize("wrong", [["--n", 0], ["--split", "all"], ["--seed", -1]])
+def test_impossible_settings_are_wrong_usage(wrong: list[object]) -> None:
+    assert run_cli("eval", *wrong).exit_code == 64
+
+
+def test_an_unknown_stack_is_one_line() -> None:
+    result = run_cli("eval", "--stack", "nonsense", "--n", 1)
+    assert result.exit_code == 69
+    assert "nonsense" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_small_run_on_the_testbed() -> None:
+    result = run_cli("eval", "--stack", "bare", "--n", 2)
+    assert result.exit_code == 0, result.output
+    assert "attack success" in result.stdout
