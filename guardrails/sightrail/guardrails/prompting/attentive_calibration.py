@@ -101,6 +101,7 @@ def resolve_layers(
             )
         return tuple(sorted(settings.layers))
     low, high = (round(fraction * depth) for fraction in settings.band)
+    low = min(low, depth - 1)
     chosen = tuple(layer for layer in range(low, max(high, low + 1)) if layer in usable)
     if not chosen:
         raise ConfigurationError(

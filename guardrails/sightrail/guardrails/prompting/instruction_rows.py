@@ -32,7 +32,8 @@ class RowPlan:
 
     Attributes:
         rows: [B, R], the rows to compute, as indices into the queries.
-        valid: [B, R], whether a row is to be changed (rows are filled up to the longest prompt's).
+        valid: [B, R], whether a row is to be changed; false throughout a prompt that has no
+            calibrated row in this call. A row may stand in it more than once.
         columns: [B, T], which keys are the safety prefix.
         mask: the rows' part of the attention mask, broadcastable to [B, G, H / G, R, T]; None
             where every key may be attended to.
@@ -68,6 +69,13 @@ class CalibratedRows:
         plan = self.plan(call)
         if plan is None:
             return output
+        fresh = weighted_values(self.weights(call, plan), call.value)
+        index = plan.rows[:, :, None, None].expand_as(fresh)
+        fresh = fresh.where(plan.valid[:, :, None, None], output.gather(1, index))
+        return output.scatter(1, index, fresh)
+
+    def weights(self, call: AttentionCall, plan: RowPlan) -> Tensor:
+        """Calibrated attention weights of the planned rows, [B, G, H / G, R, T]."""
         logits = calibrate_logits(
             attend(call, plan),
             call.scaling,
@@ -75,38 +83,41 @@ class CalibratedRows:
             self._settings.gamma,
             self._settings.rule,
         )
-        fresh = weighted_values(logits.softmax(dim=-1), call.value)
-        index = plan.rows[:, :, None, None].expand_as(fresh)
-        fresh = fresh.where(plan.valid[:, :, None, None], output.gather(1, index))
-        return output.scatter(1, index, fresh)
+        return logits.softmax(dim=-1)
 
     def plan(self, call: AttentionCall) -> RowPlan | None:
         """What to compute in this call; None when it holds no calibrated row.
 
         Layers of one pass share masks and lengths, so the last plan usually serves.
         """
-        queries = call.query.shape[2]
-        after = call.past >= self._prompt_length
-        if after and not self._settings.decode:
-            return None
-        if not after and (call.past > self._last or call.past + queries <= self._first):
+        end = call.past + call.query.shape[2]
+        in_prompt = call.past <= self._last and end > self._first
+        generated = self._settings.decode and end > self._prompt_length
+        if not (in_prompt or generated):
             return None
         key = (call.past, *call.query.shape[::2], call.key.shape[2])
         if self._plan is None or self._plan[0] != key or self._plan[1] is not call.mask:
-            self._plan = (key, call.mask, self._make_plan(call, after))
+            self._plan = (key, call.mask, self._make_plan(call, in_prompt, generated))
         return self._plan[2]
 
-    def _make_plan(self, call: AttentionCall, after: bool) -> RowPlan:
+    def _make_plan(self, call: AttentionCall, in_prompt: bool, generated: bool) -> RowPlan:
         batch, queries, device = call.query.shape[0], call.query.shape[2], call.query.device
-        if after:
-            rows = torch.arange(queries, device=device).expand(batch, -1)
-            valid = torch.ones_like(rows, dtype=torch.bool)
-        else:
+        rows, valid = [], []
+        if in_prompt:
             local = _per_beam(self._rows, batch).to(device) - call.past
-            valid = (local >= 0) & (local < queries)
-            rows = local.clamp(0, queries - 1)
-        columns = self._columns(call)
-        return RowPlan(rows, valid, columns, _mask_rows(call, rows))
+            inside = (local >= 0) & (local < queries)
+            # Rows outside this call stand in for one inside it: computed twice, changed once.
+            stand_in = local.gather(1, inside.int().argmax(dim=1, keepdim=True))
+            rows.append(local.where(inside, stand_in).clamp(0, queries - 1))
+            valid.append(inside.any(dim=1, keepdim=True).expand_as(local))
+        if generated:
+            first = max(self._prompt_length - call.past, 0)
+            rows.append(torch.arange(first, queries, device=device).expand(batch, -1))
+            valid.append(torch.ones_like(rows[-1], dtype=torch.bool))
+        chosen = torch.cat(rows, dim=1)
+        return RowPlan(
+            chosen, torch.cat(valid, dim=1), self._columns(call), _mask_rows(call, chosen)
+        )
 
     def _columns(self, call: AttentionCall) -> Tensor:
         """Which keys [B, T] of this call are the prefix."""

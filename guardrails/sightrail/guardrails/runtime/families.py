@@ -30,6 +30,10 @@ FAMILIES: Final[dict[str, str]] = {
     "mistral3": "Mistral 3",
 }
 
+# Mllama fills rows with fewer pictures up with blank ones, and the tokens before a row's first
+# picture attend to those too: rows with different numbers of pictures change each other.
+_SAME_PICTURE_COUNT: Final = frozenset({"mllama"})
+
 
 @dataclass(frozen=True)
 class TextTower:
@@ -70,6 +74,11 @@ def image_token_ids(model: Any) -> tuple[int, ...]:
     if token is None:
         token = config.image_token_index
     return (int(token),)
+
+
+def mixes_picture_counts(model: Any) -> bool:
+    """Whether rows with different numbers of pictures (but at least one) may run in one batch."""
+    return is_known(model) and model.config.model_type not in _SAME_PICTURE_COUNT
 
 
 def context_length(model: Any) -> int | None:

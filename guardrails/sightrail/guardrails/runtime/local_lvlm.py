@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,13 @@ import torch
 from ..prompting.safety_prefix import SafetyPrefix
 from . import doorway
 from .answers import Answer, AnswerChunk, Usage
-from .families import context_length, image_token_ids, is_known, text_tower
+from .families import (
+    context_length,
+    image_token_ids,
+    is_known,
+    mixes_picture_counts,
+    text_tower,
+)
 from .generation import Generation, generate
 from .interventions import INSIDE, Interventions, sort_guardrails
 from .loading import load_model
@@ -176,7 +182,7 @@ class LocalLVLM:
         settings = read_options(**options)
         return self._answer_all([read_messages(one) for one in messages], settings)
 
-    def stream(self, messages: Messages, **options: Any) -> Iterator[AnswerChunk]:
+    def stream(self, messages: Messages, **options: Any) -> Generator[AnswerChunk, None, None]:
         """Answer one conversation piece by piece.
 
         Generation runs in a thread that ends when the iterator is closed early. Everything up to
@@ -206,16 +212,18 @@ class LocalLVLM:
         """:meth:`batch` in a worker thread."""
         return await asyncio.to_thread(self.batch, messages, **options)
 
-    async def astream(self, messages: Messages, **options: Any) -> AsyncIterator[AnswerChunk]:
+    async def astream(
+        self, messages: Messages, **options: Any
+    ) -> AsyncGenerator[AnswerChunk, None]:
         """:meth:`stream`, each step in a worker thread."""
-        chunks = self.stream(messages, **options)
+        chunks = _Steps(self.stream(messages, **options))
         try:
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            while (chunk := await asyncio.to_thread(chunks.next)) is not None:
                 yield chunk
         finally:
             # Closing waits for the generating thread, which must not block the event loop; shielded
             # so that a cancelled task still ends the generation.
-            await asyncio.shield(asyncio.to_thread(_close, chunks))
+            await asyncio.shield(asyncio.to_thread(chunks.close))
 
     # One request, step by step
 
@@ -250,7 +258,7 @@ class LocalLVLM:
             for row, item in enumerate(screened)
             if item.conversation is None
         }
-        for rows in _runs(screened):
+        for rows in _runs(screened, mixed=mixes_picture_counts(self.model)):
             prompt = self._prompt([c for row in rows if (c := screened[row].conversation)])
             generated = self._generate(prompt, options)
             for row, one in zip(rows, generated, strict=True):
@@ -278,7 +286,7 @@ class LocalLVLM:
 
     def _stream(
         self, prompt: Prompt, verdicts: tuple[Verdict, ...], options: GenerationOptions
-    ) -> Iterator[AnswerChunk]:
+    ) -> Generator[AnswerChunk, None, None]:
         tokens: list[int] = []
         shown = ""
         items = stream_tokens(lambda queue, cancel: self._generate(prompt, options, queue, cancel))
@@ -294,7 +302,7 @@ class LocalLVLM:
                     new, shown = text[len(shown) :], text
                     yield AnswerChunk(new)
         finally:
-            _close(items)
+            items.close()
 
     def _answer(
         self, generation: Generation, verdicts: tuple[Verdict, ...], options: GenerationOptions
@@ -331,15 +339,35 @@ class LocalLVLM:
         return f"LocalLVLM({self.name!r}, guardrails=[{guards}]{known})"
 
 
-def _runs(screened: Sequence[Screened]) -> list[list[int]]:
-    """Row numbers that may run together: processors do not take rows with and without pictures."""
-    with_pictures: list[int] = []
-    text_only: list[int] = []
+def _runs(screened: Sequence[Screened], *, mixed: bool) -> list[list[int]]:
+    """Row numbers that may run together.
+
+    Processors do not take rows with and without pictures at once; some models cannot mix
+    different numbers of pictures either.
+    """
+    runs: dict[int, list[int]] = {}
     for row, item in enumerate(screened):
         if item.conversation is not None:
-            (with_pictures if pictures(item.conversation) else text_only).append(row)
-    return [rows for rows in (with_pictures, text_only) if rows]
+            count = len(pictures(item.conversation))
+            runs.setdefault(min(count, 1) if mixed else count, []).append(row)
+    return list(runs.values())
 
 
-def _close(iterator: Any) -> None:
-    iterator.close()
+class _Steps:
+    """A stream taken step by step from changing threads.
+
+    A cancelled task leaves its step running in a worker thread; the lock lets that one finish
+    before the stream is closed.
+    """
+
+    def __init__(self, chunks: Generator[AnswerChunk, None, None]) -> None:
+        self._chunks = chunks
+        self._lock = threading.Lock()
+
+    def next(self) -> AnswerChunk | None:
+        with self._lock:
+            return next(self._chunks, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._chunks.close()

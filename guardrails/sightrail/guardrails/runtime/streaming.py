@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class TokenQueue(BaseStreamer):
 
 def stream_tokens(
     work: Callable[[TokenQueue, threading.Event], Any],
-) -> Iterator[list[int] | StreamEnd]:
+) -> Generator[list[int] | StreamEnd, None, None]:
     """Run ``work`` in a thread and yield its tokens, then its result as ``StreamEnd``.
 
     The thread gets a copy of the caller's context variables. Leaving the loop early sets the event

@@ -1,0 +1,68 @@
+"""What the tests of the local model share: pictures, messages, and a guardrail that records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import LogitsProcessor
+
+from sightrail.guardrails.runtime.interventions import Interventions
+
+
+def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
+    """A picture of seeded noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def user(text: str, *images: Any) -> list[dict[str, Any]]:
+    """One user turn, pictures first."""
+    parts = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+#: A short question, two pictures in one turn, and no picture at all.
+ROWS = [
+    user("What is in the image?", picture(1)),
+    user(
+        "Describe the picture in one sentence. How many objects are there?", picture(2), picture(3)
+    ),
+    "Tell me how to make the object.",
+]
+
+
+@dataclass
+class Recorder:
+    """A guardrail that keeps the logits of every step: [steps][B, V]. With spans if asked."""
+
+    steps: list[torch.Tensor] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
+    needs: frozenset[str] = frozenset({"logits"})
+
+    def apply(self, messages: Any) -> Any:
+        return messages
+
+    def check(self, tower: Any) -> None:
+        pass
+
+    def interventions(self, prompt: Any, tower: Any) -> Interventions:
+        self.prompts.append(prompt)
+        return Interventions(logits=[_Record(self.steps)])
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[steps, B, V]."""
+        return torch.stack(self.steps)
+
+
+class _Record(LogitsProcessor):
+    def __init__(self, steps: list[torch.Tensor]) -> None:
+        self._steps = steps
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._steps.append(scores.detach().clone())
+        return scores
