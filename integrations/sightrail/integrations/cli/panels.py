@@ -21,6 +21,7 @@ from .batches import Screened
 Masking = Literal["fill", "blur"]
 
 _MAX_SIDE: Final = 640  # what a panel can show; a map in full resolution would only cost memory
+_LABEL_PIXELS: Final = 16  # room that a label needs above its box
 _COLOURS: Final = "turbo"
 INK: Final = "#1b1f24"
 MUTED: Final = "#6a737d"
@@ -61,7 +62,8 @@ class PanelFolder:
 
 def save_panel(path: Path, title: str, image: Image.Image, verdict: Verdict, mask: Masking) -> None:
     """One picture's panel as PNG."""
-    figure = Figure(figsize=(11.6, 4.3), layout="constrained")
+    shape = min(max(image.height / image.width, 0.3), 1.3)  # very long pictures stay small
+    figure = Figure(figsize=(11.6, 0.9 + 3.5 * shape), layout="constrained")
     axes = figure.subplots(1, 3)
     heat = draw_verdict(axes, image, verdict, mask)
     _colour_bar(figure, axes[1], heat, verdict)
@@ -148,15 +150,16 @@ def _draw_regions(axis: Axes, scale: float, verdict: Verdict) -> None:
         left, top, right, bottom = (edge * scale for edge in region.box)
         outline = Rectangle((left, top), right - left, bottom - top, fill=False, lw=2, ec="white")
         axis.add_patch(outline)
-        axis.text(
-            left,
-            top,
-            f" {literal(region.category)} {region.score:.2f} ",
+        above = top > _LABEL_PIXELS
+        axis.annotate(
+            f"{literal(region.category)} {region.score:.2f}",
+            (left, top),
+            xytext=(2, 4 if above else -4),
+            textcoords="offset points",
+            va="bottom" if above else "top",
             fontsize=8,
             color="white",
-            backgroundcolor="#cf222ee0",
-            va="bottom" if top > 16 else "top",
-            clip_on=True,
+            bbox={"facecolor": "#cf222e", "edgecolor": "none", "pad": 2},
         )
 
 
@@ -168,20 +171,14 @@ def _colour_bar(figure: Figure, axis: Axes, heat: ScalarMappable | None, verdict
         bar.solids.set_alpha(1)  # the map is see-through, its legend is not
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, colors=MUTED)
+    ends = [bound for bound in heat.get_clim() if bound is not None]
+    labels = [f"{bound:.2g}" for bound in ends]
     if verdict.threshold is not None:
         value = verdict.threshold.value
         bar.ax.axhline(value, color=INK, lw=2)
-        bar.ax.annotate(
-            "threshold",
-            (1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(22, 0),
-            textcoords="offset points",
-            fontsize=7,
-            rotation=90,
-            va="center",
-            color=INK,
-        )
+        ends.append(value)
+        labels.append(f"{value:.2g}\nthreshold")
+    bar.set_ticks(ends, labels=labels)
 
 
 def literal(text: str) -> str:
