@@ -41,7 +41,7 @@ def screen(
         str | None,
         typer.Option(
             envvar="SIGHTRAIL_ENCODER",
-            help="An open_clip encoder (ViT-L-14-336/openai, hf-hub:..., local-dir:...); testbed.",
+            help="An open_clip name (ViT-L-14-336/openai, hf-hub:..., local-dir:...) or testbed.",
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
@@ -56,8 +56,9 @@ def screen(
 ) -> None:
     """Look for unsafe content inside pictures.
 
-    Exit status: 0 everything is clean, 1 something is flagged, 2 something could not be inspected
-    (2 wins over 1), 64 wrong usage, 69 the encoder cannot be loaded, 74 --out cannot be written.
+    Exit status: 0 everything is clean; 1 something is flagged;
+    2 something could not be inspected (2 wins over 1);
+    64 wrong usage; 69 the encoder cannot be loaded; 74 --out cannot be written.
     """
     found = find_files(paths)
     _announce(found)
