@@ -71,8 +71,8 @@ class LocalLVLM:
         self.processor = processor
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.policy = policy or Policy()
-        self.guardrails = tuple(guardrails)
         self._guards = sort_guardrails(guardrails)
+        self.guardrails = tuple(guardrails)
         self._prompts = PromptBuilder(
             processor, context_length=context_length(model), image_token_ids=image_token_ids(model)
         )

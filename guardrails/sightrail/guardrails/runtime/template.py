@@ -98,14 +98,22 @@ def text_ranges(marked: MarkedText, ranges: list[CharRange], prefix: str | None)
     Raises:
         PromptError: the first text does not begin with the prefix.
     """
-    if prefix is None:
-        return TextRanges((), tuple(ranges))
-    if not marked.texts or not marked.texts[0].startswith(prefix):
-        raise PromptError("The last user message does not begin with the safety prefix.")
-    (start, end), *others = ranges
-    # The first text is "<prefix> <instruction>"; the space between belongs to neither.
-    border = start + len(prefix)
-    return TextRanges(((start, border),), ((min(border + 1, end), end), *others))
+    texts = list(marked.texts)
+    prefix_ranges: tuple[CharRange, ...] = ()
+    if prefix is not None:
+        if not texts or not texts[0].startswith(prefix):
+            raise PromptError("The last user message does not begin with the safety prefix.")
+        (start, end), *others = ranges
+        prefix_ranges = ((start, start + len(prefix)),)
+        texts[0] = texts[0][len(prefix) :]
+        ranges = [(start + len(prefix), end), *others]
+    instruction = [
+        # Space at the border belongs to neither, and space alone is no instruction.
+        (end - len(text.lstrip()), end)
+        for text, (_, end) in zip(texts, ranges, strict=True)
+        if text.strip()
+    ]
+    return TextRanges(prefix_ranges, tuple(instruction))
 
 
 def _mark(processor: Any, conversation: Conversation, plain: str, clean: Any) -> MarkedText:
