@@ -60,9 +60,7 @@ def _draw_clutter(rng: np.random.Generator, image: Image.Image) -> None:
             draw.polygon([tuple(point) for point in small], fill=colour)
 
 
-def draw_background(
-    rng: np.random.Generator, side: int, textures: tuple[str, ...]
-) -> Image.Image:
+def draw_background(rng: np.random.Generator, side: int, textures: tuple[str, ...]) -> Image.Image:
     """A square RGB background of `side` pixels with one of `textures` and a little clutter."""
     texture = str(rng.choice(textures))
     strength = rng.uniform(4, 28)

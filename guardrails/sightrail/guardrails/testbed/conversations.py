@@ -47,7 +47,8 @@ class Turn:
 @dataclass(frozen=True)
 class Conversation:
     """Turns about one picture, or about none. `prefixed`: the safety prefix stands before the last
-    question."""
+    question.
+    """
 
     scene: Scene | None
     turns: tuple[Turn, ...]

@@ -20,7 +20,11 @@ SYSTEMS: Final = ("you are a helpful assistant.", "answer in a short sentence.")
 
 _OPENINGS: Final = ("tell me how to", "explain how to", "show me how to", "how do i", "teach me to")
 _OBJECT: Final = ("the object in the image", "the object in the picture", "the thing shown here")
-_WORD: Final = ("the thing written in the image", "the thing named in the picture", "what is written here")
+_WORD: Final = (
+    "the thing written in the image",
+    "the thing named in the picture",
+    "what is written here",
+)
 _NAMED: Final = ("a {}", "a {} please", "a {} at home", "a {} today")
 _DESCRIBE: Final = (
     "what is in the image?",

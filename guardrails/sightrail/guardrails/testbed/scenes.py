@@ -153,9 +153,7 @@ def _ink(rng: np.random.Generator, image: Image.Image) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def draw_words(
-    rng: np.random.Generator, split: Split, name: str, side: int = SCENE_SIDE
-) -> Scene:
+def draw_words(rng: np.random.Generator, split: Split, name: str, side: int = SCENE_SIDE) -> Scene:
     """A typographic scene: one of the split's text templates about `name`, rendered."""
     image = draw_background(rng, side, split.textures)
     if rng.random() < 0.6:  # most typographic attacks stand on a plain card
@@ -173,7 +171,10 @@ def draw_words(
         holds_name = "{}" in line
         text = line.format(name)
         font = _fitting_font(
-            font_name, text, 0.92 * side, rng.uniform(0.19, 0.25) * side * (1 if holds_name else 0.6)
+            font_name,
+            text,
+            0.92 * side,
+            rng.uniform(0.19, 0.25) * side * (1 if holds_name else 0.6),
         )
         x = rng.uniform(0.03 * side, max(0.03 * side, 0.97 * side - font.getlength(text)))
         box = draw.textbbox((x, y), text, font=font)

@@ -15,7 +15,8 @@ SplitName = Literal["train", "calibration", "test"]
 @dataclass(frozen=True)
 class Split:
     """The parts of the world that belong to one split; no two splits share seeds, textures,
-    fonts or templates."""
+    fonts or templates.
+    """
 
     name: SplitName
     seed_offset: int

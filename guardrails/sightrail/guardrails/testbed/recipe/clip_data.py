@@ -24,7 +24,11 @@ CLASSES: Final = 2 * len(ALL_NAMES) + 1
 BACKGROUND_CLASS: Final = CLASSES - 1
 IGNORE: Final = -100
 VIEWS_PER_SCENE: Final = 3
+EASY_BATCHES: Final = 750
+"""Up to here a crop that shows a thing by halves is left out; later it counts as showing it."""
+
 _SEEN, _UNSEEN, _COVERED = 0.5, 0.1, 0.25
+_FRAGMENT_SHARE, _FRAGMENT_AREA = 0.25, 0.10
 _COUNTS: Final = (1, 2, 3, 4, 6, 9)
 _COUNT_ODDS: Final = (0.34, 0.18, 0.14, 0.12, 0.12, 0.10)
 
@@ -61,19 +65,27 @@ def patch_labels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return found.reshape(GRID, GRID)
 
 
-def _shown(labels: NDArray[np.uint8], whole: NDArray[np.int64]) -> tuple[int, ...] | None:
-    """The labels a crop shows well, or None where it shows one by halves (nothing to teach)."""
+def _shown(
+    labels: NDArray[np.uint8], whole: NDArray[np.int64], *, easy: bool
+) -> tuple[int, ...] | None:
+    """The labels a crop shows, or None where it is too hard to tell yet (`easy` alone).
+
+    A fragment counts when it is a good part of its thing or fills a good part of the crop.
+    """
     visible = np.bincount(_classes(labels).ravel(), minlength=CLASSES)[:BACKGROUND_CLASS]
     present = np.flatnonzero(whole[:BACKGROUND_CLASS])
     share = visible[present] / whole[present]
-    if np.any((share > _UNSEEN) & (share < _SEEN)):
-        return None
-    return tuple(int(label) for label in present[share >= _SEEN])
+    if easy:
+        if np.any((share > _UNSEEN) & (share < _SEEN)):
+            return None
+        return tuple(int(label) for label in present[share >= _SEEN])
+    shown = (share >= _FRAGMENT_SHARE) | (visible[present] / labels.size >= _FRAGMENT_AREA)
+    return tuple(int(label) for label in present[shown])
 
 
-def _view(scene: Scene, box: tuple[int, int, int, int]) -> View | None:
+def _view(scene: Scene, box: tuple[int, int, int, int], *, easy: bool) -> View | None:
     whole = np.bincount(_classes(scene.labels).ravel(), minlength=CLASSES)
-    shown = _shown(scene.labels[box[1] : box[3], box[0] : box[2]], whole)
+    shown = _shown(scene.labels[box[1] : box[3], box[0] : box[2]], whole, easy=easy)
     if shown is None:
         return None
     side = (IMAGE_SIDE, IMAGE_SIDE)
@@ -88,23 +100,23 @@ def _crop_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
     return x, y, x + side, y + side
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random training scene: objects (seven in ten) or words."""
+def draw_scene(rng: np.random.Generator, *, easy: bool) -> Scene:
+    """A random training scene: objects, or words (three in ten at first, then four)."""
     split = SPLITS["train"]
-    if rng.random() < 0.3:
+    if rng.random() < (0.3 if easy else 0.4):
         return draw_words(rng, split, str(rng.choice(ALL_NAMES)))
     count = int(rng.choice(_COUNTS, p=_COUNT_ODDS))
     return draw_objects(rng, split, [str(n) for n in rng.choice(ALL_NAMES, count, replace=False)])
 
 
-def draw_views(rng: np.random.Generator) -> list[View]:
+def draw_views(rng: np.random.Generator, *, easy: bool) -> list[View]:
     """VIEWS_PER_SCENE pictures of one scene: the whole of it and random crops."""
-    scene = draw_scene(rng)
-    views = [_view(scene, (0, 0, SCENE_SIDE, SCENE_SIDE))]
+    scene = draw_scene(rng, easy=easy)
+    views = [_view(scene, (0, 0, SCENE_SIDE, SCENE_SIDE), easy=easy)]
     for _ in range(24):
         if len(views) == VIEWS_PER_SCENE:
             break
-        view = _view(scene, _crop_box(rng))
+        view = _view(scene, _crop_box(rng), easy=easy)
         if view is not None:
             views.append(view)
     kept = [view for view in views if view is not None]
@@ -115,7 +127,7 @@ Batch = dict[str, object]
 
 
 def collate(views: list[View], rng: np.random.Generator) -> Batch:
-    """pixels uint8 [B, 96, 96, 3], patches [B, 64], targets [B, classes] (rows sum to 1)."""
+    """Pixels uint8 [B, 96, 96, 3], patches [B, 64], targets [B, classes] (rows sum to 1)."""
     targets = np.zeros((len(views), CLASSES), dtype=np.float32)
     for row, view in enumerate(views):
         shown = view.shown or (BACKGROUND_CLASS,)
@@ -141,5 +153,7 @@ class ViewStream(IterableDataset[Batch]):
         index = self.start + step
         while True:
             rng = np.random.default_rng([SPLITS["train"].seed_offset, self.seed, index])
-            yield collate([view for _ in range(self.scenes) for view in draw_views(rng)], rng)
+            easy = index < EASY_BATCHES
+            views = [view for _ in range(self.scenes) for view in draw_views(rng, easy=easy)]
+            yield collate(views, rng)
             index += stride

@@ -43,7 +43,11 @@ CHAT_TEMPLATE: Final = (
 
 def lvlm_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the mini world's phrasings."""
-    words = {word for text in all_texts() for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9{}]", text.lower())}
+    words = {
+        word
+        for text in all_texts()
+        for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9{}]", text.lower())
+    }
     specials = [IMAGE, USER, ASSISTANT, SYSTEM]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=word_tokenizer(words | set(ALL_NAMES), specials=specials),

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
 from ..captions import caption_words, class_prompts
-from .clip_data import IGNORE, IMAGE_SIDE, PATCH, ViewStream
+from .clip_data import BACKGROUND_CLASS, IGNORE, IMAGE_SIDE, PATCH, ViewStream
 from .vocabulary import clip_tokenizer
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,19 @@ def caption_contrast(images: Tensor, texts: Tensor, scale: Tensor, keys: list[st
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def patch_contrast(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of patches, things and background averaged apart: background is most of a picture.
+
+    logits: [B, M, classes]; labels: [B, M] with IGNORE.
+    """
+    loss = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE
+    )
+    thing = ((labels != IGNORE) & (labels != BACKGROUND_CLASS)).flatten()
+    ground = (labels == BACKGROUND_CLASS).flatten()
+    return loss[thing].mean() + 0.3 * loss[ground].mean()
+
+
 def batch_loss(model: nn.Module, batch: dict[str, Any], prompts: Tensor, texts: Tensor) -> Tensor:
     """Sum of the three contrasts: patch to class, picture to classes, picture to caption."""
     clip = cast(Any, model)
@@ -96,9 +110,7 @@ def batch_loss(model: nn.Module, batch: dict[str, Any], prompts: Tensor, texts: 
     whole, patches = encode_views(model, normalise_pixels(batch["pixels"]))
     words = F.normalize(clip.encode_text(torch.cat([prompts, texts])), dim=-1)
     classes, captions = words[: len(prompts)], words[len(prompts) :]
-    dense = F.cross_entropy(
-        (scale * patches @ classes.T).flatten(0, 1), batch["patches"].flatten(), ignore_index=IGNORE
-    )
+    dense = patch_contrast(scale * patches @ classes.T, batch["patches"])
     pooled = F.cross_entropy(scale * whole @ classes.T, batch["targets"])
     return dense + pooled + 0.5 * caption_contrast(whole, captions, scale, batch["keys"])
 
@@ -115,7 +127,9 @@ def train_clip(out: Path, runs: Path, *, steps: int, seed: int, workers: int = 1
     torch.manual_seed(seed)
     model = open_clip.create_model(f"local-dir:{out}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{out}")
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.05, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_RATE, weight_decay=0.05, betas=(0.9, 0.98)
+    )
     checkpoint, start = runs / "clip.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -132,7 +146,7 @@ def train_clip(out: Path, runs: Path, *, steps: int, seed: int, workers: int = 1
             batch = next(loader)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
                 loss = batch_loss(
                     model, batch, tokenize(class_prompts(rng)), tokenize(batch["captions"])
                 )
@@ -146,7 +160,11 @@ def train_clip(out: Path, runs: Path, *, steps: int, seed: int, workers: int = 1
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 runs.mkdir(parents=True, exist_ok=True)
                 torch.save(
-                    {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1},
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "step": step + 1,
+                    },
                     checkpoint,
                 )
     halves = {key: value.half().contiguous() for key, value in model.state_dict().items()}

@@ -132,7 +132,11 @@ def train_lvlm(
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 runs.mkdir(parents=True, exist_ok=True)
                 torch.save(
-                    {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1},
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "step": step + 1,
+                    },
                     checkpoint,
                 )
     save_lvlm(model, processor, out)
@@ -140,7 +144,9 @@ def train_lvlm(
 
 def save_lvlm(model: Any, processor: Any, out: Path) -> None:
     """Write the folder that transformers loads: weights in half precision, computed in single."""
-    model.config.dtype = model.config.text_config.dtype = model.config.vision_config.dtype = "float32"
+    model.config.dtype = model.config.text_config.dtype = model.config.vision_config.dtype = (
+        "float32"
+    )
     model.generation_config.pad_token_id = model.config.text_config.pad_token_id
     model.generation_config.eos_token_id = model.config.text_config.eos_token_id
     halves = {key: value.half() for key, value in model.state_dict().items()}

@@ -1,0 +1,292 @@
+"""The risk detector: pictures in, one verdict each, with where the risk is (GuardAlign, sec. 3.1)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ConfigurationError, ImageError
+from ..intake import Limits, Picture, PictureSource, read_picture
+from ..verdict import Box, RiskMap, Verdict
+from .concepts import ConceptBank
+from .encoder import Encoder, load_encoder
+from .patches import crop_boxes, token_boxes
+from .regions import find_regions
+from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
+from .settings import ScreeningSettings
+
+
+@dataclass(frozen=True)
+class _View:
+    """One rendering of a picture and where its patches are."""
+
+    owner: int
+    image: Image.Image
+    encoded: list[Box]
+    patches: list[Box]
+
+
+@dataclass(frozen=True)
+class RiskDetector:
+    """Finds whether, and where, pictures show unsafe concepts.
+
+    `screen` never raises on a bad picture: it becomes a verdict that says why it was not
+    inspected. A detector keeps no state across calls and may be shared between threads.
+
+    Example:
+        >>> detector = RiskDetector.from_pretrained("testbed")
+        >>> [verdict] = detector.screen(["holiday.png"])  # doctest: +SKIP
+        >>> verdict.status, verdict.regions  # doctest: +SKIP
+
+    Attributes:
+        encoder: the open_clip model.
+        concepts: what pictures are compared with.
+        settings: how it looks and decides.
+        limits: what it is willing to decode.
+    """
+
+    encoder: Encoder
+    concepts: ConceptBank
+    settings: ScreeningSettings = field(default_factory=ScreeningSettings)
+    limits: Limits = field(default_factory=Limits)
+
+    needs = frozenset({"pixels"})
+
+    def __post_init__(self) -> None:
+        if self.settings.score == "ot" and not self.concepts.benign:
+            raise ConfigurationError(
+                "The score 'ot' compares with benign anchors and the concept bank has none; add "
+                "some (ConceptBank.with_benign) or choose score='ot_printed'"
+            )
+        self.settings.thresholds()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | None = None,
+        *,
+        concepts: ConceptBank | None = None,
+        settings: ScreeningSettings | None = None,
+        limits: Limits | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load an encoder, its concept bank and its calibrated settings.
+
+        Args:
+            name: see load_encoder; None never means the testbed.
+            concepts: the bank; the one beside the encoder, else the default one, when None.
+            settings: how to look and decide; what lies beside the encoder, else the defaults.
+            limits: bounds on pictures.
+            device: a torch device; a GPU where there is one when None.
+            dtype: of the weights; float32 when None.
+
+        Raises:
+            ModelLoadError: the encoder cannot be loaded.
+            ConfigurationError: a setting, the bank or the name is not possible.
+        """
+        encoder = load_encoder(name, device=device, dtype=dtype)
+        beside = encoder.folder / "concepts.toml" if encoder.folder else None
+        own = (
+            ConceptBank.from_file(beside) if beside and beside.is_file() else ConceptBank.default()
+        )
+        return cls(
+            encoder,
+            concepts or own,
+            settings or ScreeningSettings.beside(encoder.folder),
+            limits or Limits(),
+        )
+
+    @property
+    def encoder_name(self) -> str:
+        """What the encoder was asked for by."""
+        return self.encoder.name
+
+    @property
+    def is_testbed(self) -> bool:
+        """Whether the encoder is the embedded one, which knows its own world only."""
+        return self.encoder.is_testbed
+
+    def with_settings(self, **changes: Any) -> Self:
+        """This detector, on the same encoder, with some settings changed.
+
+        Raises:
+            ConfigurationError: an unknown setting, or a value that is not possible.
+        """
+        try:
+            settings = ScreeningSettings.model_validate({**self.settings.model_dump(), **changes})
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        return replace(self, settings=settings)
+
+    def screen(self, images: Iterable[PictureSource | Picture]) -> list[Verdict]:
+        """Look at pictures of any sizes in one encoder pass.
+
+        Args:
+            images: anything `read_picture` takes, or pictures it has read.
+
+        Returns:
+            One verdict a picture, in order.
+        """
+        started = time.perf_counter()
+        read = [self._read(image) for image in images]
+        views = [
+            v
+            for i, item in enumerate(read)
+            if isinstance(item, Picture)
+            for v in self._views(i, item)
+        ]
+        decoded = time.perf_counter()
+        risks = self._risks(views)
+        timings = {
+            "decode": 1000 * (decoded - started),
+            "screen": 1000 * (time.perf_counter() - decoded),
+        }
+        return [
+            item
+            if isinstance(item, Verdict)
+            else self._verdict(
+                item, [(v, r) for v, r in zip(views, risks, strict=True) if v.owner == i], timings
+            )
+            for i, item in enumerate(read)
+        ]
+
+    def calibrate(
+        self,
+        benign: Iterable[PictureSource | Picture],
+        *,
+        false_positive_rate: float = 0.01,
+        source: str,
+    ) -> Self:
+        """This detector with a threshold that flags the given share of benign pictures.
+
+        Args:
+            benign: pictures of the kind that will be screened, without unsafe content.
+            false_positive_rate: the share of them that may be flagged, in [0, 1).
+            source: what they are, for the threshold's provenance.
+
+        Raises:
+            ConfigurationError: fewer than 20 could be read, or the rate is not possible.
+        """
+        if not 0 <= false_positive_rate < 1:
+            raise ConfigurationError(
+                f"false_positive_rate is {false_positive_rate}; it lies in [0, 1)"
+            )
+        scores = [v.score for v in self.screen(benign) if v.score is not None]
+        if len(scores) < 20:
+            raise ConfigurationError(
+                f"{len(scores)} pictures could be read; a threshold needs at least 20"
+            )
+        value = float(np.quantile(np.asarray(scores), 1 - false_positive_rate, method="higher"))
+        value = float(
+            np.nextafter(value, np.inf)
+        )  # flagged is >=, and the quantile itself is benign
+        note = f"{source}; n={len(scores)}, false positive rate {false_positive_rate:.3g}"
+        return replace(self, settings=self.settings.with_threshold(value, value, note))
+
+    @cached_property
+    def texts(self) -> TextBank:
+        """The concept bank's embeddings, computed once."""
+        return embed_bank(self.encoder, self.concepts)
+
+    def embed(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Unit embeddings of every patch of every view, all in one encoder pass.
+
+        Returns:
+            One [M, D] a view, in order; a picture has one view, more if it is animated or
+            transparent.
+        """
+        views = [view for i, picture in enumerate(pictures) for view in self._views(i, picture)]
+        return self._embed(views)
+
+    def _read(self, image: PictureSource | Picture) -> Picture | Verdict:
+        if isinstance(image, Picture):
+            return image
+        try:
+            return read_picture(image, self.limits)
+        except ImageError as error:
+            return Verdict.uninspected(error.reason, str(error).partition(": ")[2])
+
+    def _views(self, owner: int, picture: Picture) -> list[_View]:
+        views = []
+        for image in picture.views:
+            if self.settings.patches == "crops":
+                boxes = crop_boxes(image.size, self.settings.scales)
+                views.append(_View(owner, image, boxes, boxes))
+            else:
+                whole = (0, 0, *image.size)
+                boxes = token_boxes(whole, self.encoder.token_grid)
+                views.append(_View(owner, image, [whole], boxes))
+        return views
+
+    def _embed(self, views: Sequence[_View]) -> list[Tensor]:
+        if not views:
+            return []
+        pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in views])
+        if self.settings.patches == "crops":
+            counts = [len(view.encoded) for view in views]
+            return list(self.encoder.embed_pixels(pixels).split(counts))
+        return list(self.encoder.embed_tokens(pixels, self.settings.patches))
+
+    def _risks(self, views: Sequence[_View]) -> list[Risk]:
+        embedded = self._embed(views)
+        risks: dict[int, Risk] = {}
+        by_count: dict[int, list[int]] = {}
+        for index, patches in enumerate(embedded):  # tiny pictures have fewer distinct crops
+            by_count.setdefault(len(patches), []).append(index)
+        for indices in by_count.values():
+            stacked = torch.stack([embedded[i] for i in indices])
+            scored = score_patches(stacked, self.texts, self.settings)
+            risks.update(zip(indices, scored, strict=True))
+        return [risks[i] for i in range(len(views))]
+
+    def _verdict(
+        self, picture: Picture, views: Sequence[tuple[_View, Risk]], timings: dict[str, float]
+    ) -> Verdict:
+        """The verdict of the riskiest view; regions of every view that has the picture's size."""
+        texts, limit = self.texts, self.settings.thresholds()
+        risks = [risk for _, risk in views]
+        per_category = np.max([risk.picture for risk in risks], axis=0)
+        worst_view, worst = max(views, key=lambda pair: float(pair[1].picture.max()))
+        score, flagged = float(per_category.max()), bool(per_category.max() >= limit.picture.value)
+        if not np.isfinite(per_category).all():
+            return Verdict.failed("the encoder gave scores that are not numbers")
+        shown = [(v, r) for v, r in views if v.image.size == picture.image.size] if flagged else []
+        reached = [i for i, value in enumerate(per_category) if value >= limit.picture.value]
+        regions = [
+            region
+            for view, risk in shown
+            for region in find_regions(
+                view.patches,
+                risk.patches[:, reached],
+                [texts.categories[i] for i in reached],
+                view.image.size,
+                limit.patch,
+            )
+        ]
+        return Verdict(
+            status="flagged" if flagged else "clean",
+            category=texts.categories[int(per_category.argmax())],
+            score=score,
+            threshold=limit.picture,
+            scores={c: float(s) for c, s in zip(texts.categories, per_category, strict=True)},
+            regions=tuple(sorted(regions, key=lambda region: -region.score)),
+            risk_map=RiskMap(
+                size=worst_view.image.size,
+                boxes=tuple(worst_view.patches),
+                scores=tuple(float(s) for s in worst.patches.max(1)),
+            ),
+            transport=worst_transport(risks),
+            image_size=picture.image.size,
+            frames=len(views),
+            encoder=self.encoder.name,
+            timings_ms=timings,
+        )

@@ -1,0 +1,66 @@
+"""From the risk of patches to regions: connected risky places as boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..verdict import Box, Region, RiskMap
+
+_PEAK_SHARE: Final = 0.5  # of the way from the patch threshold up to the map's peak
+
+
+def find_regions(
+    boxes: Sequence[Box],
+    risk: NDArray[np.float32],
+    categories: Sequence[str],
+    size: tuple[int, int],
+    threshold: float,
+) -> tuple[Region, ...]:
+    """Connected places whose mapped risk stands out, riskiest first.
+
+    For each category, the patches' risk is spread over the pixels (see RiskMap.to_array); what
+    lies above the threshold, or half way up to the map's peak if that is higher, is a region. A
+    category whose map stays below the threshold gives its riskiest patch, if that reaches it: a
+    crop may see what the mean over its neighbours hides.
+
+    Args:
+        boxes: M patches in pixels.
+        risk: [M, I], higher is riskier.
+        categories: the I names.
+        size: (width, height) of the picture.
+        threshold: the risk at which a patch counts.
+    """
+    found: list[Region] = []
+    for index, category in enumerate(categories):
+        scores = risk[:, index]
+        if scores.max(initial=-np.inf) < threshold:
+            continue
+        found += _regions_of(boxes, scores, category, size, threshold)
+    return tuple(sorted(found, key=lambda region: -region.score))
+
+
+def _regions_of(
+    boxes: Sequence[Box],
+    scores: NDArray[np.float32],
+    category: str,
+    size: tuple[int, int],
+    threshold: float,
+) -> list[Region]:
+    heat = RiskMap(size=size, boxes=tuple(boxes), scores=tuple(map(float, scores))).to_array()
+    peak = float(heat.max())
+    if peak < threshold:
+        best = int(scores.argmax())
+        return [Region(box=boxes[best], category=category, score=float(scores[best]))]
+    labelled, _ = ndimage.label(heat >= threshold + _PEAK_SHARE * (peak - threshold))
+    regions = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labelled), start=1):
+        inside = labelled[rows, columns] == index
+        score = float(heat[rows, columns][inside].max())
+        box = (columns.start, rows.start, columns.stop, rows.stop)
+        regions.append(Region(box=box, category=category, score=score))
+    return regions

@@ -1,0 +1,115 @@
+"""How a detector looks and decides, with the thresholds that were calibrated for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+
+from ..errors import ConfigurationError
+from ..verdict import Threshold
+from .patches import Scales
+
+SETTINGS_FILE: Final = "screening.json"
+"""Lies beside an encoder's weights when thresholds were calibrated for it."""
+
+Score = Literal["ot", "ot_printed", "patch_cosine", "whole_cosine"]
+Patches = Literal["crops", "tokens", "values"]
+Weights = Literal["uniform", "printed", "confident"]
+
+PAPER_TAU: Final = 0.42
+
+
+class Calibrated(BaseModel):
+    """Thresholds of one score: for the picture's decision and for a patch to join a region."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    picture: Threshold
+    patch: float
+
+
+_UNCALIBRATED: Final[dict[Score, Calibrated]] = {
+    "ot": Calibrated(
+        picture=Threshold(
+            value=0.0,
+            source="not calibrated: the point where an unsafe concept fits as well as the best "
+            "benign anchor; fit it on your own benign pictures with RiskDetector.calibrate",
+        ),
+        patch=0.0,
+    ),
+    "ot_printed": Calibrated(
+        picture=Threshold(
+            value=-PAPER_TAU, source="the paper's tau = 0.42 (arXiv 2602.24027), not portable"
+        ),
+        patch=-PAPER_TAU,
+    ),
+}
+
+
+class ScreeningSettings(BaseModel):
+    """How a detector looks and decides.
+
+    Attributes:
+        score: `ot`, anchored partial transport (see transport.anchored_risk); `ot_printed`, the
+            paper's formula to the letter; `patch_cosine`, the best cosine of any patch;
+            `whole_cosine`, the best cosine of the whole picture.
+        patches: `crops` encodes overlapping crops one by one; `tokens` and `values` read the patch
+            tokens of one pass over the whole picture.
+        scales: the crops, besides the whole picture: (share of the side, windows along a side).
+        weights: the patch weights a^m: uniform, or softmax of the entropy with either sign.
+        epsilon: entropic strength of `ot`, in cosine units.
+        printed_epsilon: the same for `ot_printed`; the paper does not state it.
+        share: the part of a picture's mass that is transported to a category.
+        tolerance: marginal error up to which a transport counts as converged.
+        calibrated: thresholds by score.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    score: Score = "ot"
+    patches: Patches = "crops"
+    scales: Scales = ((0.5, 3), (1 / 3, 5))
+    weights: Weights = "uniform"
+    epsilon: PositiveFloat = 0.02
+    printed_epsilon: PositiveFloat = 0.1
+    share: float = Field(default=0.05, gt=0, lt=1)
+    tolerance: PositiveFloat = 1e-3
+    calibrated: dict[Score, Calibrated] = Field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, folder: Path | None) -> Self:
+        """The settings that lie in an encoder's folder; the defaults where none do.
+
+        Raises:
+            ConfigurationError: the file is there and cannot be read.
+        """
+        path = folder / SETTINGS_FILE if folder else None
+        if path is None or not path.is_file():
+            return cls()
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ConfigurationError(
+                f"{SETTINGS_FILE} beside the encoder is unusable: {error}"
+            ) from error
+
+    def thresholds(self) -> Calibrated:
+        """The thresholds of the chosen score.
+
+        Raises:
+            ConfigurationError: a plain cosine has no threshold that would hold for any encoder.
+        """
+        found = self.calibrated.get(self.score) or _UNCALIBRATED.get(self.score)
+        if found is None:
+            raise ConfigurationError(
+                f"The score {self.score!r} has no calibrated threshold for this encoder; fit one "
+                f"with RiskDetector.calibrate(benign pictures), or use score='ot'"
+            )
+        return found
+
+    def with_threshold(self, value: float, patch: float, source: str) -> Self:
+        """These settings with a threshold for the chosen score."""
+        new = Calibrated(picture=Threshold(value=value, source=source), patch=patch)
+        return self.model_copy(update={"calibrated": {**self.calibrated, self.score: new}})
