@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
-from .messages import Conversation, ImagePart, last_user_turn
+from .messages import Conversation, ImagePart, last_user_turn, pictures
 from .spans import CharRange, TextRanges
 
 # Private-use characters: no template, tokenizer or special token contains them.
@@ -63,9 +63,19 @@ def render(processor: Any, conversation: Conversation) -> str:
     opened.
 
     Raises:
-        PromptError: there is no chat template, or it refuses the conversation.
+        PromptError: there is no chat template, it refuses the conversation, or the prompt does not
+            hold one placeholder for each picture.
     """
-    return _render(processor, _chat(conversation))
+    text = _render(processor, _chat(conversation))
+    placeholder = getattr(processor, "image_token", None)
+    found, expected = text.count(placeholder) if placeholder else 0, len(pictures(conversation))
+    # None at all may be a processor that calls its placeholder otherwise; it checks for itself.
+    if found not in (0, expected):
+        raise PromptError(
+            f"The prompt has {found} picture placeholders for {expected} pictures; either the chat "
+            f"template does not place every picture, or a text holds the placeholder {placeholder}."
+        )
+    return text
 
 
 def render_marked(processor: Any, conversation: Conversation) -> MarkedText:
