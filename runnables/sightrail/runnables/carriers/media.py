@@ -15,7 +15,7 @@ from PIL import Image
 from sightrail.guardrails.intake import PictureSource
 from sightrail.guardrails.verdict import NotInspected
 
-from .addresses import from_address, from_base64
+from .addresses import from_address, from_base64, is_picture_text, starts_like_picture
 from .carrier import Carrier, png_base64, png_bytes, png_url, text_block, unseen
 
 Block = Mapping[str, Any]
@@ -112,7 +112,7 @@ def _source_dict(block: Block) -> Carrier | None:
         return None
     if _kind(block) != "image" and not _mime(source).startswith("image/"):
         return None
-    labels = _labels(block)
+    head = {"type": _kind(block) or "image", **_labels(block)}
     payload: PictureSource | NotInspected
     if "data" in source:
         payload = from_base64(source["data"])
@@ -124,8 +124,7 @@ def _source_dict(block: Block) -> Carrier | None:
         block,
         payload,
         lambda image: {
-            "type": "image",
-            **labels,
+            **head,
             "source": {"type": "base64", "media_type": "image/png", "data": png_base64(image)},
         },
     )
@@ -225,7 +224,7 @@ def _encoded_like(payload: Any, image: Image.Image) -> bytes | str:
 
 
 def _file(block: Block) -> Carrier | None:
-    """Files of every provider; only those that say they are pictures can be looked at."""
+    """Files of every provider; those that are, or say they are, pictures can be looked at."""
     kind = _kind(block)
     if kind not in _FILES:
         return None
@@ -235,7 +234,7 @@ def _file(block: Block) -> Carrier | None:
         (inner[key] for key in ("base64", "file_data", "data") if inner.get(key) is not None), None
     )
     mime = _mime(inner) or _mime(block) or _mime_of_url(data)
-    if not mime.startswith("image/"):
+    if not (mime.startswith("image/") or _is_picture(data)):
         return _other_media(block, mime)
     labels, inner_labels = _labels(block), _labels(inner)
     if data is None:
@@ -254,6 +253,13 @@ def _file(block: Block) -> Carrier | None:
         return {"type": kind, **labels, "mime_type": "image/png", "base64": png_base64(image)}
 
     return _carrier(block, source, rebuild)
+
+
+def _is_picture(data: Any) -> bool:
+    """Whatever a file is said to be: LangChain calls every file in OpenAI's form a PDF."""
+    if isinstance(data, bytes):
+        return starts_like_picture(data)
+    return isinstance(data, str) and is_picture_text(data)
 
 
 def _named_png(image: Image.Image) -> dict[str, str]:

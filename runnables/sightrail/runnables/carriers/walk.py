@@ -235,6 +235,10 @@ class Walk:
         if kind == "wrapped":
             inner = self._block(block["value"], depth + 1)
             return _with_items(block, {} if inner is block["value"] else {"value": inner})
+        if kind == "result" and isinstance(block.get("content"), list | tuple):
+            content = self._blocks(block["content"], depth + 1)
+            block = _with_items(block, {} if content is block["content"] else {"content": content})
+            return self._data_items(block, depth, skipping={"content"})
         return self._data_items(block, depth, skipping=CALL_ARGUMENTS if kind == "call" else ())
 
 
