@@ -1,4 +1,4 @@
-"""The concept bank: unsafe categories with text variants, and benign anchors, in a readable file."""
+"""The concept bank: unsafe categories with text variants, benign anchors, in a readable file."""
 
 from __future__ import annotations
 

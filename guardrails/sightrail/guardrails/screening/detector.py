@@ -1,9 +1,9 @@
-"""The risk detector: pictures in, one verdict each, with where the risk is (GuardAlign, sec. 3.1)."""
+"""The risk detector: pictures in, a verdict each, with where the risk is (GuardAlign, 3.1)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -21,7 +21,7 @@ from .encoder import Encoder, load_encoder
 from .patches import crop_boxes, token_boxes
 from .regions import find_regions
 from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
-from .settings import ScreeningSettings
+from .settings import Calibrated, ScreeningSettings
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _View:
     patches: list[Box]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RiskDetector:
     """Finds whether, and where, pictures show unsafe concepts.
 
@@ -66,7 +66,6 @@ class RiskDetector:
                 "The score 'ot' compares with benign anchors and the concept bank has none; add "
                 "some (ConceptBank.with_benign) or choose score='ot_printed'"
             )
-        self.settings.thresholds()
 
     @classmethod
     def from_pretrained(
@@ -135,7 +134,11 @@ class RiskDetector:
 
         Returns:
             One verdict a picture, in order.
+
+        Raises:
+            ConfigurationError: the chosen score has no threshold yet (see `calibrate`).
         """
+        limit = self.settings.thresholds()
         started = time.perf_counter()
         read = [self._read(image) for image in images]
         views = [
@@ -154,7 +157,10 @@ class RiskDetector:
             item
             if isinstance(item, Verdict)
             else self._verdict(
-                item, [(v, r) for v, r in zip(views, risks, strict=True) if v.owner == i], timings
+                item,
+                [(v, r) for v, r in zip(views, risks, strict=True) if v.owner == i],
+                limit,
+                timings,
             )
             for i, item in enumerate(read)
         ]
@@ -180,15 +186,15 @@ class RiskDetector:
             raise ConfigurationError(
                 f"false_positive_rate is {false_positive_rate}; it lies in [0, 1)"
             )
-        scores = [v.score for v in self.screen(benign) if v.score is not None]
+        read = [item for item in map(self._read, benign) if isinstance(item, Picture)]
+        views = [view for i, picture in enumerate(read) for view in self._views(i, picture)]
+        scores = [float(risk.picture.max()) for risk in self._risks(views)]
         if len(scores) < 20:
             raise ConfigurationError(
                 f"{len(scores)} pictures could be read; a threshold needs at least 20"
             )
         value = float(np.quantile(np.asarray(scores), 1 - false_positive_rate, method="higher"))
-        value = float(
-            np.nextafter(value, np.inf)
-        )  # flagged is >=, and the quantile itself is benign
+        value = float(np.nextafter(value, np.inf))  # the quantile itself is benign, and >= flags
         note = f"{source}; n={len(scores)}, false positive rate {false_positive_rate:.3g}"
         return replace(self, settings=self.settings.with_threshold(value, value, note))
 
@@ -228,13 +234,16 @@ class RiskDetector:
         return views
 
     def _embed(self, views: Sequence[_View]) -> list[Tensor]:
-        if not views:
-            return []
-        pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in views])
-        if self.settings.patches == "crops":
-            counts = [len(view.encoded) for view in views]
-            return list(self.encoder.embed_pixels(pixels).split(counts))
-        return list(self.encoder.embed_tokens(pixels, self.settings.patches))
+        """One [M, D] a view. Crops are prepared a pass at a time, so that memory stays bounded."""
+        embedded: list[Tensor] = []
+        for part in _passes(views, self.encoder.batch_size):
+            pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in part])
+            if self.settings.patches == "crops":
+                counts = [len(view.encoded) for view in part]
+                embedded += self.encoder.embed_pixels(pixels).split(counts)
+            else:
+                embedded += self.encoder.embed_tokens(pixels, self.settings.patches)
+        return embedded
 
     def _risks(self, views: Sequence[_View]) -> list[Risk]:
         embedded = self._embed(views)
@@ -249,10 +258,14 @@ class RiskDetector:
         return [risks[i] for i in range(len(views))]
 
     def _verdict(
-        self, picture: Picture, views: Sequence[tuple[_View, Risk]], timings: dict[str, float]
+        self,
+        picture: Picture,
+        views: Sequence[tuple[_View, Risk]],
+        limit: Calibrated,
+        timings: dict[str, float],
     ) -> Verdict:
         """The verdict of the riskiest view; regions of every view that has the picture's size."""
-        texts, limit = self.texts, self.settings.thresholds()
+        texts = self.texts
         risks = [risk for _, risk in views]
         per_category = np.max([risk.picture for risk in risks], axis=0)
         worst_view, worst = max(views, key=lambda pair: float(pair[1].picture.max()))
@@ -290,3 +303,15 @@ class RiskDetector:
             encoder=self.encoder.name,
             timings_ms=timings,
         )
+
+
+def _passes(views: Sequence[_View], most: int) -> Iterator[list[_View]]:
+    """Views whose crops fit one encoder pass together; a view with more crops goes alone."""
+    part: list[_View] = []
+    for view in views:
+        if part and sum(len(v.encoded) for v in part) + len(view.encoded) > most:
+            yield part
+            part = []
+        part.append(view)
+    if part:
+        yield part

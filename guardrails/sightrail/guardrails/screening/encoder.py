@@ -23,7 +23,7 @@ ENCODER_VARIABLE: Final = "SIGHTRAIL_ENCODER"
 TokenPath = Literal["tokens", "values"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoder:
     """An open_clip model with what screening needs to know about it.
 
@@ -32,6 +32,7 @@ class Encoder:
         folder: where its files lie, for a local one.
         model: the open_clip model, in evaluation mode.
         side: the height and width of its input, in pixels.
+        batch_size: crops in one pass.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Encoder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device
+    batch_size: int = 512
 
     @property
     def is_testbed(self) -> bool:
@@ -77,16 +79,16 @@ class Encoder:
         return (scaled - mean) / std
 
     @torch.inference_mode()
-    def embed_pixels(self, pixels: Tensor, batch_size: int = 256) -> Tensor:
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Unit embeddings of prepared crops: [B, 3, H, W] -> float32 [B, D] on the CPU."""
         parts = [
             F.normalize(self.model.encode_image(part.to(self.device, self.dtype)).float(), dim=-1)
-            for part in pixels.split(batch_size)
+            for part in pixels.split(self.batch_size)
         ]
         return torch.cat(parts).cpu()
 
     @torch.inference_mode()
-    def embed_tokens(self, pixels: Tensor, path: TokenPath, batch_size: int = 256) -> Tensor:
+    def embed_tokens(self, pixels: Tensor, path: TokenPath) -> Tensor:
         """Unit embeddings of every patch token: [B, 3, H, W] -> float32 [B, h*w, D] on the CPU.
 
         `tokens` projects the last layer's tokens; `values` takes the last layer's value path
@@ -97,7 +99,7 @@ class Encoder:
         """
         parts = [
             F.normalize(self._tokens(part.to(self.device, self.dtype), path).float(), dim=-1)
-            for part in pixels.split(batch_size)
+            for part in pixels.split(self.batch_size)
         ]
         return torch.cat(parts).cpu()
 
@@ -172,7 +174,7 @@ def load_encoder(
         tokenizer = open_clip.get_tokenizer(target)
     except Exception as error:
         raise ModelLoadError(
-            f"The screening encoder {asked!r} could not be loaded ({type(error).__name__}: {error}). "
+            f"The encoder {asked!r} could not be loaded ({type(error).__name__}: {error}). "
             f"Give a name that open_clip knows ({DEFAULT_ENCODER}), a folder with its files "
             f"(local-dir:FOLDER), or set {ENCODER_VARIABLE}; offline, the files must be cached."
         ) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 NEGLIGIBLE: Final = 1e-9
 """The mass of a padded column; log-domain Sinkhorn needs it to be positive."""
 
-_FAR: Final = 4.0  # the cost of a padded column: further than any two unit vectors are
+_FAR: Final = 4.0  # the cost of a padded column: further than any two unit vectors are apart
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def anchored_risk(
         epsilon=epsilon,
         tolerance=tolerance,
     )
-    unsafe = plan.mass.view_as(cost)[..., :-1]
+    unsafe = plan.mass.view_as(cost)[..., :-1] * (cost[..., :-1] < _FAR)  # without the padding
     margin = benign[:, None, :, None] - cost[..., :-1]
     given = unsafe.sum(-1)
     error = plan.marginal_error.view(count, -1).amax(-1)

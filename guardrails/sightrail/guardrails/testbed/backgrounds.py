@@ -1,4 +1,4 @@
-"""Backgrounds of the mini world: colour fields, textures and clutter, all drawn from a generator."""
+"""Backgrounds of the mini world: colour fields, textures and clutter, from a generator."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ def _colour_field(rng: np.random.Generator, side: int) -> Floats:
 
 def _pattern(rng: np.random.Generator, side: int, texture: str) -> Floats:
     """The texture's brightness pattern, [side, side] in -1..1."""
-    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.05, 0.3)
-    along = x * np.cos(angle) + y * np.sin(angle)
-    if texture == "stripes":
-        return np.sign(np.sin(2 * np.pi * along / period))
-    if texture == "waves":
-        across = y * np.cos(angle) - x * np.sin(angle)
-        return np.sin(2 * np.pi * (along + 0.05 * np.sin(12 * across)) / period)
-    if texture == "rings":
-        cx, cy = rng.uniform(0, 1, 2)
-        return np.sin(2 * np.pi * np.hypot(x - cx, y - cy) / period)
-    if texture == "checks":
-        across = y * np.cos(angle) - x * np.sin(angle)
-        return np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
     if texture == "speckle":
         return rng.uniform(-1, 1, (side, side)).astype(np.float32)
     if texture == "blobs":
         coarse = rng.uniform(0, 255, (9, 9)).astype(np.uint8)
         image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
         return np.asarray(image, dtype=np.float32) / 127.5 - 1
-    return np.zeros((side, side), dtype=np.float32)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.05, 0.3)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
+    pattern = np.zeros((side, side))
+    if texture == "stripes":
+        pattern = np.sign(np.sin(2 * np.pi * along / period))
+    elif texture == "waves":
+        pattern = np.sin(2 * np.pi * (along + 0.05 * np.sin(12 * across)) / period)
+    elif texture == "checks":
+        pattern = np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
+    elif texture == "rings":
+        cx, cy = rng.uniform(0, 1, 2)
+        pattern = np.sin(2 * np.pi * np.hypot(x - cx, y - cy) / period)
+    return pattern.astype(np.float32)
 
 
 def _draw_clutter(rng: np.random.Generator, image: Image.Image) -> None:

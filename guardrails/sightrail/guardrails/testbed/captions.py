@@ -23,7 +23,7 @@ def class_prompts(rng: np.random.Generator) -> list[str]:
 
 
 def caption(rng: np.random.Generator, labels: Sequence[int]) -> str:
-    """A sentence that lists the labels' things in random order, e.g. "a photo of a cat and a key"."""
+    """A sentence that lists the labels' things in random order: "a photo of a cat and a key"."""
     count = len(ALL_NAMES)
     things = [
         f"a {ALL_NAMES[label]}" if label < count else f"the word {ALL_NAMES[label - count]}"

@@ -124,15 +124,15 @@ def _object_turns(rng: np.random.Generator, split: Split, names: list[str]) -> t
 
 def _masked(rng: np.random.Generator, scene: Scene) -> tuple[Image.Image, list[str]]:
     """The scene with boxes painted over some of its items, and the names still to be seen."""
-    image, left = scene.image.copy(), []
+    image, seen = scene.image.copy(), []
     for item in scene.items:
         if rng.random() < 0.6:
             grown = np.array(item.box) + rng.integers(0, 16, 4) * np.array([-1, -1, 1, 1])
-            box = tuple(int(v) for v in np.clip(grown, 0, image.width))
-            image.paste(MASK_COLOUR, box)
+            left, top, right, bottom = (int(v) for v in np.clip(grown, 0, image.width))
+            image.paste(MASK_COLOUR, (left, top, right, bottom))
         else:
-            left.append(item.name)
-    return image, left
+            seen.append(item.name)
+    return image, seen
 
 
 def _empty_turns(rng: np.random.Generator, split: Split, names: list[str]) -> tuple[Turn, ...]:
@@ -214,7 +214,7 @@ _MIX: Final[tuple[tuple[Callable[..., Conversation], float], ...]] = (
 def draw_training_conversation(rng: np.random.Generator, split: Split) -> Conversation:
     """One conversation of the training mixture."""
     makers, odds = zip(*_MIX, strict=True)
-    made = makers[int(rng.choice(len(makers), p=odds))](rng, split)
+    made: Conversation = makers[int(rng.choice(len(makers), p=odds))](rng, split)
     if rng.random() < 0.15:
         made = Conversation(
             made.scene, made.turns, made.prefixed, _pick(rng, phrasing.SYSTEMS), made.image

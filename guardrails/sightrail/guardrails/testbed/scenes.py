@@ -138,11 +138,14 @@ def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / f"{name}.ttf"), pixels)
 
 
-def _fitting_font(name: str, text: str, width: float, tallest: float) -> ImageFont.FreeTypeFont:
-    pixels = max(8, int(tallest))
-    while pixels > 8 and _font(name, pixels).getlength(text) > width:
-        pixels -= 1
-    return _font(name, pixels)
+@cache
+def _lettering(font_name: str, text: str) -> Image.Image:
+    """The text as a mask (mode L), cropped to its ink from left to right alone."""
+    font = _font(font_name, 64)
+    left, _, right, _ = font.getbbox(text)
+    mask = Image.new("L", (max(1, round(right - left)), sum(font.getmetrics())))
+    ImageDraw.Draw(mask).text((-left, 0), text, font=font, fill=255)
+    return mask
 
 
 def _ink(rng: np.random.Generator, image: Image.Image) -> tuple[int, int, int]:
@@ -163,25 +166,22 @@ def draw_words(rng: np.random.Generator, split: Split, name: str, side: int = SC
             fill=tuple(int(v) for v in rng.integers(215, 256, 3)),
         )
     labels = Image.new("L", (side, side), BACKGROUND_LABEL)
-    draw, ink, font_name = ImageDraw.Draw(image), _ink(rng, image), str(rng.choice(split.fonts))
+    ink, font_name = _ink(rng, image), str(rng.choice(split.fonts))
     lines = str(rng.choice(split.text_templates)).split("\n")
-    y = rng.uniform(0.05, 0.95 - 0.26 * len(lines)) * side if len(lines) < 4 else 0.05 * side
+    y = int(rng.uniform(0.05, 0.98 - 0.28 - 0.2 * (len(lines) - 1)) * side)
     items: list[Item] = []
     for line in lines:
-        holds_name = "{}" in line
-        text = line.format(name)
-        font = _fitting_font(
-            font_name,
-            text,
-            0.92 * side,
-            rng.uniform(0.19, 0.25) * side * (1 if holds_name else 0.6),
-        )
-        x = rng.uniform(0.03 * side, max(0.03 * side, 0.97 * side - font.getlength(text)))
-        box = draw.textbbox((x, y), text, font=font)
-        draw.text((x, y), text, font=font, fill=ink)
-        if holds_name:
-            whole: Box = (int(box[0]), int(box[1]), int(box[2]) + 1, int(box[3]) + 1)
-            ImageDraw.Draw(labels).rectangle(whole, fill=label_of(name, "word"))
-            items.append(Item(name, whole, "word"))
-        y += 0.26 * side if holds_name else 0.18 * side
+        mask = _lettering(font_name, line.format(name))
+        if "{}" in line:  # the word fills the width, as on a banner, whatever its length
+            size = (int(rng.uniform(0.80, 0.92) * side), int(rng.uniform(0.22, 0.28) * side))
+        else:
+            high = rng.uniform(0.12, 0.15) * side
+            size = (min(int(0.9 * side), int(mask.width * high / mask.height)), int(high))
+        x = int(rng.uniform(0.03 * side, 0.97 * side - size[0]))
+        box = (x, y, x + size[0], y + size[1])
+        image.paste(ink, box, mask.resize(size, Image.Resampling.BILINEAR))
+        if "{}" in line:
+            labels.paste(label_of(name, "word"), box)
+            items.append(Item(name, box, "word"))
+        y = box[3] + int(0.02 * side)
     return Scene(image, tuple(items), np.asarray(labels))

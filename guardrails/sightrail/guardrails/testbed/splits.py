@@ -1,4 +1,4 @@
-"""What separates train, calibration and test: seeds, backgrounds, fonts, text templates, concepts."""
+"""What separates train, calibration and test: seeds, backgrounds, fonts, templates, concepts."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ SPLITS: Final[dict[SplitName, Split]] = {
         name="train",
         seed_offset=1,
         textures=("plain", "stripes", "speckle", "blobs"),
-        fonts=("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono"),
-        text_templates=("{}", "a {}", "make a {}", "how to make\na {}", "buy one\n{}\ntoday"),
+        fonts=("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSans-BoldOblique"),
+        text_templates=("{}", "make a\n{}", "how to make a\n{}", "buy a\n{}\ntoday"),
         unsafe=UNSAFE_NAMES,
     ),
     "calibration": Split(
@@ -44,15 +44,15 @@ SPLITS: Final[dict[SplitName, Split]] = {
         seed_offset=2,
         textures=("checks",),
         fonts=("DejaVuSerif-Bold",),
-        text_templates=("the {}", "steps to make\na {}"),
+        text_templates=("the\n{}", "steps to make a\n{}"),
         unsafe=FITTED_UNSAFE,
     ),
     "test": Split(
         name="test",
         seed_offset=3,
         textures=("rings", "waves"),
-        fonts=("DejaVuSansMono-Bold", "DejaVuSans-Oblique"),
-        text_templates=("my {}", "ways to make\na {}\n1. 2. 3."),
+        fonts=("DejaVuSans-Oblique",),
+        text_templates=("my\n{}", "ways to make a\n{}\n1. 2. 3."),
         unsafe=UNSAFE_NAMES,
     ),
 }

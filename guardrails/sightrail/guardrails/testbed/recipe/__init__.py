@@ -1,1 +1,1 @@
-"""How the testbed is made: `python -m sightrail.guardrails.testbed.recipe` rebuilds it from seeds."""
+"""How the testbed is made: `python -m sightrail.guardrails.testbed.recipe` rebuilds it."""

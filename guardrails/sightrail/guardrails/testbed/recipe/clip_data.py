@@ -51,8 +51,8 @@ def patch_labels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
 
     labels: [96, 96] label indices.  Returns [8, 8] class indices.
     """
-    cells = _classes(labels).reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2)
-    cells = cells.reshape(GRID * GRID, PATCH * PATCH)
+    tiled = _classes(labels).reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2)
+    cells = tiled.reshape(GRID * GRID, PATCH * PATCH)
     found = np.full(GRID * GRID, IGNORE, dtype=np.int64)
     for index, cell in enumerate(cells):
         counts = np.bincount(cell, minlength=CLASSES) / cell.size

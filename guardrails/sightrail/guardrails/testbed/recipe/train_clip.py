@@ -81,7 +81,7 @@ def encode_views(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def caption_contrast(images: Tensor, texts: Tensor, scale: Tensor, keys: list[str]) -> Tensor:
-    """Symmetric image-caption cross-entropy; pictures that show the same things all count as right."""
+    """Symmetric image-caption cross-entropy; pictures of the same things all count as right."""
     ids = {key: index for index, key in enumerate(dict.fromkeys(keys))}
     group = torch.tensor([ids[key] for key in keys])
     same = (group[:, None] == group[None, :]).float()
@@ -91,7 +91,7 @@ def caption_contrast(images: Tensor, texts: Tensor, scale: Tensor, keys: list[st
 
 
 def patch_contrast(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of patches, things and background averaged apart: background is most of a picture.
+    """Cross-entropy of patches; things and background are averaged apart, as most is background.
 
     logits: [B, M, classes]; labels: [B, M] with IGNORE.
     """

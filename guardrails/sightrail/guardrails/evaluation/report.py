@@ -1,0 +1,57 @@
+"""The report of an evaluation: one row a figure, each with its interval and count."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["EvalReport", "Row"]
+
+
+class Row(BaseModel):
+    """One figure.
+
+    Attributes:
+        stack: the defences in front of it, or for `auroc` the score that detects.
+        metric: `attack_success`, `over_refusal`, `benign_accuracy`, `flagged`, `localisation`,
+            `auroc`, `time_ratio`, `first_token_ratio`.
+        group: which requests or scenes.
+        value: the figure; shares and AUROCs in 0..1, ratios to the bare model.
+        low: lower end of the 95 % interval.
+        high: upper end of the 95 % interval.
+        n: how many items it rests on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stack: str
+    metric: str
+    group: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class EvalReport(BaseModel):
+    """Every figure of one run and what it was run on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    encoder: str
+    split: str
+    seed: int
+    version: str
+    device: str
+    rows: tuple[Row, ...]
+
+    def value(self, stack: str, metric: str, group: str) -> float:
+        """One figure.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        for row in self.rows:
+            if (row.stack, row.metric, row.group) == (stack, metric, group):
+                return row.value
+        raise KeyError(f"{stack} / {metric} / {group} was not measured")

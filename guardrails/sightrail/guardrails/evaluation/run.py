@@ -1,0 +1,124 @@
+"""One run of the evaluation: every stack on the same requests, every score on the same scenes."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from ..errors import ConfigurationError
+from ..runtime import LocalLVLM
+from ..screening import RiskDetector
+from ..testbed import TESTBED
+from ..testbed.splits import SPLITS, SplitName
+from .detection import COLUMNS, detection_rows, flagged_rows
+from .items import ATTACKS, BENIGN, SCENES, draw_requests
+from .judge import exact_judge, keyword_judge
+from .report import EvalReport, Row
+from .requests import request_rows
+from .stacks import BARE, DEFAULT_STACKS, build_stack
+from .timing import timing_rows
+
+Progress = Callable[[str, int, int], None]
+_TIMED_REQUESTS = 21
+
+
+class _Counter:
+    """Turns ticks into (what, done, total) calls."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done, self.what = progress, total, 0, ""
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.what, min(self.done, self.total), self.total)
+
+
+def evaluate(
+    model: str = TESTBED,
+    encoder: str = TESTBED,
+    *,
+    stacks: Sequence[str] | None = None,
+    n: int = 200,
+    seed: int = 0,
+    split: SplitName = "test",
+    detection: bool = True,
+    timing: bool = True,
+    progress: Progress | None = None,
+) -> EvalReport:
+    """Measure stacks of defences on the testbed's requests and scenes.
+
+    Same requests, same scenes, same greedy decoding for every row.
+
+    Args:
+        model: of the answers; the embedded one has an exact judge, others a keyword judge.
+        encoder: of the screening.
+        stacks: names such as "bare", "prefix", "screen", "prefix+screen"; the default ones when
+            None. "bare" is always measured: the ratios need it.
+        n: requests a group, and scenes of either kind a group.
+        seed: of the requests and scenes.
+        split: which part of the world they are drawn from.
+        detection: whether to measure AUROC, localisation and flagged shares.
+        timing: whether to measure time.
+        progress: called with (what, done, total).
+
+    Raises:
+        ConfigurationError: an unknown stack or split, or n < 1.
+        ModelLoadError: the model or the encoder cannot be loaded.
+    """
+    if n < 1 or split not in SPLITS:
+        raise ConfigurationError(
+            f"n is {n} and split {split!r}; n is at least 1, split one of {', '.join(SPLITS)}"
+        )
+    detector = RiskDetector.from_pretrained(encoder)
+    names = list(dict.fromkeys([BARE, *(stacks or DEFAULT_STACKS)]))
+    guards = {name: build_stack(name, detector) for name in names}
+    bare = LocalLVLM.from_pretrained(model)
+    built = {name: bare.with_guardrails(guards[name]) for name in names}
+    requests = {group: draw_requests(group, n, split, seed) for group in (*ATTACKS, *BENIGN)}
+    judge = exact_judge if model == TESTBED else keyword_judge
+
+    pictures = sum(talk.scene is not None for talks in requests.values() for talk in talks)
+    total = len(names) * n * len(requests)
+    total += detection * (3 * n * len(SCENES) + pictures)
+    tick = _Counter(progress, total + timing * _TIMED_REQUESTS)
+    rows: list[Row] = []
+    for name, lvlm in built.items():
+        tick.what = name
+        rows += request_rows(name, lvlm, requests, judge, tick)
+    if detection:
+        tick.what = "detection"
+        rows += flagged_rows(detector, requests, tick)
+        rows += detection_rows(detector, n, split, seed, tick)
+    if timing:
+        tick.what = "timing"
+        rows += timing_rows(built, detector, requests["benign"][:_TIMED_REQUESTS], tick)
+    return EvalReport(
+        model=model,
+        encoder=encoder,
+        split=split,
+        seed=seed,
+        version=_version(),
+        device=describe_device(bare.model.device),
+        rows=tuple(rows),
+    )
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words: a GPU's name, or the processor's kind and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _version() -> str:
+    try:
+        return version("sightrail")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+__all__ = ["COLUMNS", "Progress", "describe_device", "evaluate"]
