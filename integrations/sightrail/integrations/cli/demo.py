@@ -6,7 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from PIL import Image
@@ -25,7 +25,8 @@ from .tables import report_tables
 if TYPE_CHECKING:
     from sightrail.guardrails import LocalLVLM, RiskDetector
 
-_STACKS = ("bare", "screen", "guardalign")
+_STACKS: Final = ("bare", "screen", "guardalign")
+_MAX_NEW_TOKENS: Final = 64  # the testbed answers in one sentence
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def guarded_chain(model: LocalLVLM, detector: RiskDetector) -> Any:
     return (
         ChatPromptTemplate([MessagesPlaceholder("messages")])
         | ScreenImages(detector=detector)
-        | ChatLVLM(model=model, guardrails=[SafetyPrefix()])
+        | ChatLVLM(model=model, guardrails=[SafetyPrefix()], max_tokens=_MAX_NEW_TOKENS)
         | StrOutputParser()
     )
 
@@ -86,7 +87,8 @@ def _run(case: Case, model: LocalLVLM, detector: RiskDetector) -> Outcome:
         content.insert(0, {"type": "image", "image": case.image})
         blocks.insert(0, image_block(case.image))
         verdict = detector.screen([case.image])[0]
-    bare = model.chat([{"role": "user", "content": content}]).text
+    asked = [{"role": "user", "content": content}]
+    bare = model.chat(asked, max_new_tokens=_MAX_NEW_TOKENS).text
     chain = guarded_chain(model, detector)
     guarded = chain.invoke({"messages": [HumanMessage(content=blocks)]})
     return Outcome(case, bare, guarded, verdict)
