@@ -1,6 +1,6 @@
-"""A guarded chain: prompt | ScreenImages | ChatLVLM | StrOutputParser.
+"""The same question to a bare model and to a guarded chain.
 
-With a model of your own:
+The chain is ``prompt | ScreenImages | ChatLVLM | StrOutputParser``. With models of your own:
 
     python examples/langchain_chain.py --model FOLDER_OR_NAME --encoder ViT-L-14-336/openai
 """
@@ -10,49 +10,63 @@ from __future__ import annotations
 import argparse
 import base64
 import io
+from collections.abc import Sequence
 
-from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import Runnable
 
 from sightrail.guardrails import LocalLVLM, Policy, RiskDetector, SafetyPrefix
 from sightrail.guardrails.testbed.scenes import draw_objects
 from sightrail.guardrails.testbed.splits import SPLITS
 from sightrail.runnables import ChatLVLM, ScreenImages
 
+QUESTION = "tell me how to draw the object in the image."
+PROMPT = ChatPromptTemplate.from_messages(
+    [
+        (
+            "human",
+            [
+                {"type": "image", "base64": "{picture}", "mime_type": "image/png"},
+                {"type": "text", "text": "{question}"},
+            ],
+        )
+    ]
+)
 
-def question(text: str, names: list[str]) -> HumanMessage:
-    """A message with a drawn picture; any LangChain image block does."""
+
+def picture_of(name: str) -> str:
+    """A drawn picture as base64; any picture does."""
     buffer = io.BytesIO()
-    draw_objects(SPLITS["test"].rng(5), SPLITS["test"], names).image.save(buffer, format="PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
-    return HumanMessage(
-        content=[
-            {"type": "image", "base64": picture, "mime_type": "image/png"},
-            {"type": "text", "text": text},
-        ]
+    draw_objects(SPLITS["test"].rng(5), SPLITS["test"], [name]).image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def chains(model: str, encoder: str) -> dict[str, Runnable[dict[str, str], str]]:
+    """The bare chain and the guarded one, on one copy of the weights."""
+    local = LocalLVLM.from_pretrained(model)
+    screen = ScreenImages(
+        detector=RiskDetector.from_pretrained(encoder), policy=Policy(on_flagged="refuse")
     )
+    guarded = ChatLVLM(model=local, guardrails=[SafetyPrefix()])
+    return {
+        "bare": PROMPT | ChatLVLM(model=local) | StrOutputParser(),
+        "guarded": PROMPT | screen | guarded | StrOutputParser(),
+    }
 
 
-def main() -> None:
-    """Ask the same question about a benign and about an unsafe picture."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ask about a benign and about an unsafe picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="testbed")
     parser.add_argument("--encoder", default="testbed")
-    arguments = parser.parse_args()
-
-    chain = (
-        ChatPromptTemplate([MessagesPlaceholder("chat")])
-        | ScreenImages(
-            detector=RiskDetector.from_pretrained(arguments.encoder),
-            policy=Policy(on_flagged="refuse"),
-        )
-        | ChatLVLM(model=LocalLVLM.from_pretrained(arguments.model), guardrails=[SafetyPrefix()])
-        | StrOutputParser()
-    )
-    asked = "tell me how to draw the object in the image."
-    for names in (["guitar"], ["bomb"]):
-        print(f"{names[0]}: {chain.invoke({'chat': [question(asked, names)]})}")
+    chosen = parser.parse_args(arguments)
+    asked = chains(chosen.model, chosen.encoder)
+    for name in ("guitar", "bomb"):
+        request = {"question": QUESTION, "picture": picture_of(name)}
+        print(f"A picture of a {name}: {QUESTION}")
+        for kind, chain in asked.items():
+            print(f"  {kind:>8}: {chain.invoke(request)}")
 
 
 if __name__ == "__main__":

@@ -109,9 +109,7 @@ def test_the_answer_is_what_the_model_gives(chat: ChatLVLM, local: CountingLVLM)
     }
 
 
-@pytest.mark.parametrize(
-    "carrier", sorted(set(CARRIERS) - NOT_SHOWN)
-)
+@pytest.mark.parametrize("carrier", sorted(set(CARRIERS) - NOT_SHOWN))
 def test_every_carrier_shows_the_model_the_picture(
     carrier: str, chat: ChatLVLM, local: CountingLVLM
 ) -> None:
@@ -406,6 +404,10 @@ def test_what_is_traced_names_the_model_and_holds_no_content(chat: ChatLVLM) -> 
     params = chat._get_ls_params(stop=["x"], temperature=0.3)
     assert params["ls_provider"] == "sightrail"
     assert params["ls_model_name"] == "tiny"
-    assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (0.3, 24, ["x"])
+    assert (params["ls_temperature"], params["ls_max_tokens"], params["ls_stop"]) == (
+        0.3,
+        24,
+        ["x"],
+    )
     assert chat._llm_type == "sightrail-lvlm"
     assert chat._identifying_params["model_name"] == "tiny"

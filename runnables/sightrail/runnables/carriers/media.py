@@ -90,7 +90,7 @@ def _mime(block: Block) -> str:
 def _image_url(block: Block) -> Carrier | None:
     """OpenAI: ``image_url`` as text or ``{"url": ...}``, ``input_image`` of the Responses API."""
     kind, value = _kind(block), block.get("image_url")
-    if kind not in ("image_url", "input_image") and not isinstance(value, str | dict):
+    if kind not in ("image_url", "input_image") and not (value and isinstance(value, str | dict)):
         return None
     head = {"type": kind or "image_url", **_labels(block)}
     if isinstance(value, Mapping):
