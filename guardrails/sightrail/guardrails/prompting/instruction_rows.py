@@ -31,16 +31,17 @@ class RowPlan:
     """What the layers of one forward pass have in common.
 
     Attributes:
-        rows: [B, R], the rows to compute, as indices into the queries.
+        rows: [B, R], the rows to compute, as indices into the queries. A row may stand in it more
+            than once.
         valid: [B, R], whether a row is to be changed; false throughout a prompt that has no
-            calibrated row in this call. A row may stand in it more than once.
+            calibrated row in this call. None when every row is, as in a prefill in one piece.
         columns: [B, T], which keys are the safety prefix.
         mask: the rows' part of the attention mask, broadcastable to [B, G, H / G, R, T]; None
             where every key may be attended to.
     """
 
     rows: Tensor
-    valid: Tensor
+    valid: Tensor | None
     columns: Tensor
     mask: Tensor | None
 
@@ -71,7 +72,8 @@ class CalibratedRows:
             return output
         fresh = weighted_values(self.weights(call, plan), call.value)
         index = plan.rows[:, :, None, None].expand_as(fresh)
-        fresh = fresh.where(plan.valid[:, :, None, None], output.gather(1, index))
+        if plan.valid is not None:
+            fresh = fresh.where(plan.valid[:, :, None, None], output.gather(1, index))
         return output.scatter(1, index, fresh)
 
     def weights(self, call: AttentionCall, plan: RowPlan) -> Tensor:
@@ -102,22 +104,27 @@ class CalibratedRows:
 
     def _make_plan(self, call: AttentionCall, in_prompt: bool, generated: bool) -> RowPlan:
         batch, queries, device = call.query.shape[0], call.query.shape[2], call.query.device
-        rows, valid = [], []
+        parts: list[tuple[Tensor, Tensor]] = []
         if in_prompt:
-            local = _per_beam(self._rows, batch).to(device) - call.past
-            inside = (local >= 0) & (local < queries)
-            # Rows outside this call stand in for one inside it: computed twice, changed once.
-            stand_in = local.gather(1, inside.int().argmax(dim=1, keepdim=True))
-            rows.append(local.where(inside, stand_in).clamp(0, queries - 1))
-            valid.append(inside.any(dim=1, keepdim=True).expand_as(local))
+            parts.append(self._prompt_rows(call))
         if generated:
             first = max(self._prompt_length - call.past, 0)
-            rows.append(torch.arange(first, queries, device=device).expand(batch, -1))
-            valid.append(torch.ones_like(rows[-1], dtype=torch.bool))
-        chosen = torch.cat(rows, dim=1)
-        return RowPlan(
-            chosen, torch.cat(valid, dim=1), self._columns(call), _mask_rows(call, chosen)
-        )
+            rows = torch.arange(first, queries, device=device).expand(batch, -1)
+            parts.append((rows, torch.ones_like(rows, dtype=torch.bool)))
+        chosen = torch.cat([rows for rows, _ in parts], dim=1)
+        complete = call.past <= self._first and call.past + queries > self._last
+        valid = None if complete else torch.cat([valid for _, valid in parts], dim=1)
+        return RowPlan(chosen, valid, self._columns(call), _mask_rows(call, chosen))
+
+    def _prompt_rows(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Calibrated rows of the prompt [B, R] as indices into the queries, and which are valid."""
+        batch, queries = call.query.shape[0], call.query.shape[2]
+        local = _per_beam(self._rows, batch).to(call.query.device) - call.past
+        inside = (local >= 0) & (local < queries)
+        # Rows outside this call stand in for one inside it: computed twice, changed once.
+        stand_in = local.gather(1, inside.int().argmax(dim=1, keepdim=True))
+        rows = local.where(inside, stand_in).clamp(0, queries - 1)
+        return rows, inside.any(dim=1, keepdim=True).expand_as(local)
 
     def _columns(self, call: AttentionCall) -> Tensor:
         """Which keys [B, T] of this call are the prefix."""

@@ -38,7 +38,7 @@ def load_model(
     if local_files_only is not None:
         where["local_files_only"] = local_files_only
     try:
-        processor = AutoProcessor.from_pretrained(source, **where)  # type: ignore[no-untyped-call]
+        processor = AutoProcessor.from_pretrained(source, **where)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype or "auto", **where, **model_kwargs
         )
