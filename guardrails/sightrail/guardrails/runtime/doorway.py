@@ -82,6 +82,7 @@ class RequestState:
 
 _request: ContextVar[RequestState | None] = ContextVar("sightrail_request", default=None)
 _installed: WeakSet[Any] = WeakSet()
+_hooked: WeakSet[Any] = WeakSet()
 _install_lock = threading.Lock()
 
 
@@ -98,29 +99,39 @@ def request(state: RequestState | None) -> Iterator[None]:
         _request.reset(token)
 
 
-def install(tower: TextTower, model: Any) -> None:
+def install(tower: TextTower, model: Any, *, hidden_states: bool = False) -> None:
     """Open the doorway into a model, once; later calls do nothing.
 
     A model without a request computes exactly what it computed before.
+
+    Args:
+        tower: the model's text tower.
+        model: the model.
+        hidden_states: open it for hidden states too; its hooks cost a little in every layer.
 
     Raises:
         UnsupportedModelError: the text tower does not run on transformers' sdpa attention, or
             soft-caps its attention logits.
     """
     with _install_lock:
-        if tower.module in _installed:
-            return
-        _check_attention(tower.config)
-        model.set_attn_implementation({tower.config_key: ATTENTION})
-        if tower.config._attn_implementation != ATTENTION:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} does not take its attention from transformers' registry; "
-                "use a defence on pixels or prompts."
-            )
-        tower.module.register_forward_pre_hook(_count_past, with_kwargs=True)
-        for index, layer in enumerate(tower.blocks):
-            layer.register_forward_hook(_hidden_hook(index, tower.config))
-        _installed.add(tower.module)
+        if tower.module not in _installed:
+            _install_attention(tower, model)
+            _installed.add(tower.module)
+        if hidden_states and tower.module not in _hooked:
+            for index, layer in enumerate(tower.blocks):
+                layer.register_forward_hook(_hidden_hook(index, tower.config))
+            _hooked.add(tower.module)
+
+
+def _install_attention(tower: TextTower, model: Any) -> None:
+    _check_attention(tower.config)
+    model.set_attn_implementation({tower.config_key: ATTENTION})
+    if tower.config._attn_implementation != ATTENTION:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not take its attention from transformers' registry; "
+            "use a defence on pixels or prompts."
+        )
+    tower.module.register_forward_pre_hook(_count_past, with_kwargs=True)
 
 
 def _check_attention(config: Any) -> None:

@@ -82,7 +82,7 @@ class LocalLVLM:
         for guard in self._guards.inner:
             guard.check(self._tower)
         if self._tower is not None:
-            doorway.install(self._tower, model)
+            doorway.install(self._tower, model, hidden_states="hidden_states" in self._guards.needs)
 
     @classmethod
     def from_pretrained(
