@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from .patches import crop_boxes, token_boxes
 from .regions import find_regions
 from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
 from .settings import Calibrated, ScreeningSettings
+
+_ROUNDING: Final = 1e-5
+"""What the same picture's score may differ by between batches of other sizes."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ class RiskDetector:
                 f"{len(scores)} pictures could be read; a threshold needs at least 20"
             )
         value = float(np.quantile(np.asarray(scores), 1 - false_positive_rate, method="higher"))
-        value = float(np.nextafter(value, np.inf))  # the quantile itself is benign, and >= flags
+        value += _ROUNDING  # the quantile itself is benign, and >= flags
         note = f"{source}; n={len(scores)}, false positive rate {false_positive_rate:.3g}"
         return replace(self, settings=self.settings.with_threshold(value, value, note))
 
@@ -224,13 +227,12 @@ class RiskDetector:
     def _views(self, owner: int, picture: Picture) -> list[_View]:
         views = []
         for image in picture.views:
-            if self.settings.patches == "crops":
-                boxes = crop_boxes(image.size, self.settings.scales)
-                views.append(_View(owner, image, boxes, boxes))
-            else:
-                whole = (0, 0, *image.size)
-                boxes = token_boxes(whole, self.encoder.token_grid)
-                views.append(_View(owner, image, [whole], boxes))
+            crops = crop_boxes(image.size, self.settings.scales)
+            patches = crops
+            if self.settings.patches != "crops":
+                grid = self.encoder.token_grid
+                patches = [box for crop in crops for box in token_boxes(crop, grid)]
+            views.append(_View(owner, image, crops, patches))
         return views
 
     def _embed(self, views: Sequence[_View]) -> list[Tensor]:
@@ -238,11 +240,12 @@ class RiskDetector:
         embedded: list[Tensor] = []
         for part in _passes(views, self.encoder.batch_size):
             pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in part])
+            counts = [len(view.encoded) for view in part]
             if self.settings.patches == "crops":
-                counts = [len(view.encoded) for view in part]
                 embedded += self.encoder.embed_pixels(pixels).split(counts)
             else:
-                embedded += self.encoder.embed_tokens(pixels, self.settings.patches)
+                tokens = self.encoder.embed_tokens(pixels, self.settings.patches)
+                embedded += [crops.flatten(0, 1) for crops in tokens.split(counts)]
         return embedded
 
     def _risks(self, views: Sequence[_View]) -> list[Risk]:

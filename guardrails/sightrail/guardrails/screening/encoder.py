@@ -174,7 +174,7 @@ def load_encoder(
         tokenizer = open_clip.get_tokenizer(target)
     except Exception as error:
         raise ModelLoadError(
-            f"The encoder {asked!r} could not be loaded ({type(error).__name__}: {error}). "
+            f"The encoder {asked!r} could not be loaded ({type(error).__name__}: {str(error)[:200]}). "
             f"Give a name that open_clip knows ({DEFAULT_ENCODER}), a folder with its files "
             f"(local-dir:FOLDER), or set {ENCODER_VARIABLE}; offline, the files must be cached."
         ) from error
@@ -206,7 +206,7 @@ def _resolve(asked: str) -> tuple[str, str | None, Path | None]:
     if Path(asked, "open_clip_config.json").is_file():
         return f"local-dir:{asked}", None, Path(asked)
     architecture, slash, tag = asked.partition("/")
-    if not slash or not tag:
+    if not architecture or not slash or not tag:
         raise ConfigurationError(
             f"{asked!r} names no encoder; write architecture/weights such as {DEFAULT_ENCODER}, "
             f"hf-hub:ORG/MODEL, local-dir:FOLDER, or 'testbed'"

@@ -55,8 +55,8 @@ class ScreeningSettings(BaseModel):
         score: `ot`, anchored partial transport (see transport.anchored_risk); `ot_printed`, the
             paper's formula to the letter; `patch_cosine`, the best cosine of any patch;
             `whole_cosine`, the best cosine of the whole picture.
-        patches: `crops` encodes overlapping crops one by one; `tokens` and `values` read the patch
-            tokens of one pass over the whole picture.
+        patches: `crops` takes one embedding a crop; `tokens` and `values` read every patch token of
+            each crop (with `scales=()`, of one pass over the whole picture).
         scales: the crops, besides the whole picture: (share of the side, windows along a side).
         weights: the patch weights a^m: uniform, or softmax of the entropy with either sign.
         epsilon: entropic strength of `ot`, in cosine units.

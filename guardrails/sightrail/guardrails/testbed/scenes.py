@@ -139,6 +139,12 @@ def _font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 @cache
+def letter_width(letter: str) -> float:
+    """A letter's advance in the plain font, in units that only compare with one another."""
+    return _font("DejaVuSans", 64).getlength(letter)
+
+
+@cache
 def _lettering(font_name: str, text: str) -> Image.Image:
     """The text as a mask (mode L), cropped to its ink from left to right alone."""
     font = _font(font_name, 64)

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from ..captions import caption
 from ..concepts import ALL_NAMES
-from ..scenes import BACKGROUND_LABEL, SCENE_SIDE, Scene, draw_objects, draw_words
+from ..scenes import BACKGROUND_LABEL, SCENE_SIDE, Scene, draw_objects, draw_words, letter_width
 from ..splits import SPLITS
 
 IMAGE_SIDE: Final = 96
@@ -35,10 +35,13 @@ _COUNT_ODDS: Final = (0.34, 0.18, 0.14, 0.12, 0.12, 0.10)
 
 @dataclass(frozen=True)
 class View:
-    """One training picture: pixels [96, 96, 3], patch labels [8, 8], the labels it shows."""
+    """One training picture: pixels [96, 96, 3], patch labels [8, 8], the labels it shows, and how
+    much of each patch each letter covers [64, 26].
+    """
 
     pixels: NDArray[np.uint8]
     patches: NDArray[np.int64]
+    letters: NDArray[np.float32]
     shown: tuple[int, ...]
 
 
@@ -83,6 +86,33 @@ def _shown(
     return tuple(int(label) for label in present[shown])
 
 
+def letter_shares(scene: Scene, box: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """How much of each patch of a crop each letter of a rendered word covers: [64, 26] in 0..1.
+
+    A letter's extent is taken from one font's widths; the others' proportions are close enough.
+    """
+    shares = np.zeros((GRID * GRID, 26), dtype=np.float32)
+    for item in scene.items:
+        if item.kind != "word":
+            continue
+        widths = np.cumsum([0.0, *(letter_width(letter) for letter in item.name)])
+        left, top, right, bottom = item.box
+        edges = left + (right - left) * widths / widths[-1]
+        scale = GRID / (box[2] - box[0])
+        rows = _cover((top - box[1]) * scale, (bottom - box[1]) * scale)
+        for letter, start, stop in zip(item.name, edges, edges[1:], strict=False):
+            columns = _cover((start - box[0]) * scale, (stop - box[0]) * scale)
+            shares[:, ord(letter) - ord("a")] += np.outer(rows, columns).ravel()
+    return shares
+
+
+def _cover(start: float, stop: float) -> NDArray[np.float32]:
+    """How much of each of GRID unit cells the interval covers."""
+    cells = np.arange(GRID)
+    covered = np.minimum(stop, cells + 1) - np.maximum(start, cells)
+    return np.asarray(covered.clip(0, 1), dtype=np.float32)
+
+
 def _view(scene: Scene, box: tuple[int, int, int, int], *, easy: bool) -> View | None:
     whole = np.bincount(_classes(scene.labels).ravel(), minlength=CLASSES)
     shown = _shown(scene.labels[box[1] : box[3], box[0] : box[2]], whole, easy=easy)
@@ -91,7 +121,8 @@ def _view(scene: Scene, box: tuple[int, int, int, int], *, easy: bool) -> View |
     side = (IMAGE_SIDE, IMAGE_SIDE)
     pixels = scene.image.crop(box).resize(side, Image.Resampling.BICUBIC)
     labels = Image.fromarray(scene.labels).crop(box).resize(side, Image.Resampling.NEAREST)
-    return View(np.asarray(pixels), patch_labels(np.asarray(labels)), shown)
+    patches = patch_labels(np.asarray(labels))
+    return View(np.asarray(pixels), patches, letter_shares(scene, box), shown)
 
 
 def _crop_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -101,9 +132,9 @@ def _crop_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
 
 
 def draw_scene(rng: np.random.Generator, *, easy: bool) -> Scene:
-    """A random training scene: objects, or words (three in ten at first, then four)."""
+    """A random training scene: objects, or words (three in ten at first, then five)."""
     split = SPLITS["train"]
-    if rng.random() < (0.3 if easy else 0.4):
+    if rng.random() < (0.3 if easy else 0.5):
         return draw_words(rng, split, str(rng.choice(ALL_NAMES)))
     count = int(rng.choice(_COUNTS, p=_COUNT_ODDS))
     return draw_objects(rng, split, [str(n) for n in rng.choice(ALL_NAMES, count, replace=False)])
@@ -135,6 +166,7 @@ def collate(views: list[View], rng: np.random.Generator) -> Batch:
     return {
         "pixels": torch.from_numpy(np.stack([view.pixels for view in views])),
         "patches": torch.from_numpy(np.stack([view.patches.ravel() for view in views])),
+        "letters": torch.from_numpy(np.stack([view.letters for view in views])),
         "targets": torch.from_numpy(targets),
         "captions": [caption(rng, view.shown) for view in views],
         "keys": [str(view.shown) for view in views],

@@ -21,13 +21,12 @@ from transformers import (
 from ..concepts import ALL_NAMES
 from ..phrasing import all_texts
 from .clip_data import GRID, IMAGE_SIDE, PATCH
-from .train_clip import MEAN, STD, WEIGHTS_NAME
+from .train_clip import MEAN, STD, VISION_WIDTH, WEIGHTS_NAME
 from .vocabulary import BEGIN, END, PAD, UNKNOWN, word_tokenizer
 
 IMAGE, USER, ASSISTANT, SYSTEM = "<image>", "<user>", "<assistant>", "<system>"
 IMAGE_TOKENS: Final = GRID * GRID
 CONTEXT: Final = 1024
-VISION_WIDTH: Final = 192
 VISION_LAYERS: Final = 6
 
 CHAT_TEMPLATE: Final = (

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 PEAK_RATE: Final = 2e-3
 UNLABELLED: Final = -100
+DRAWN_TOGETHER: Final = 4
+CHECKPOINT_EVERY: Final = 400  # a multiple of DRAWN_TOGETHER
+
+Encoded = tuple[list[int], list[int]]
 
 
 def pieces(talk: Conversation) -> list[tuple[str, bool]]:
@@ -43,7 +47,7 @@ def pieces(talk: Conversation) -> list[tuple[str, bool]]:
     return found
 
 
-def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Encoded:
     """Token ids and labels (UNLABELLED where the model does not speak)."""
     ids: list[int] = []
     labels: list[int] = []
@@ -61,7 +65,10 @@ def _pixels(talk: Conversation) -> Any:
 
 
 class TalkStream(IterableDataset[dict[str, Tensor]]):
-    """Endless right-padded batches; batch k depends on (seed, k) alone."""
+    """Endless right-padded batches, four at a time from one draw, sorted by length to save padding.
+
+    Draw k depends on (seed, k) alone. A batch may hold no picture; its `pixels` are then empty.
+    """
 
     def __init__(self, seed: int, start: int = 0) -> None:
         self.seed, self.start, self.tokenizer = seed, start, lvlm_tokenizer()
@@ -69,24 +76,32 @@ class TalkStream(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = torch.utils.data.get_worker_info()
         step, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        index = self.start + step
+        index, split = self.start // DRAWN_TOGETHER + step, SPLITS["train"]
         while True:
-            split = SPLITS["train"]
             rng = np.random.default_rng([split.seed_offset, self.seed + 1_000_000, index])
-            yield self._batch([draw_training_conversation(rng, split) for _ in range(BATCH)])
+            talks = [draw_training_conversation(rng, split) for _ in range(BATCH * DRAWN_TOGETHER)]
+            rows = [(encode(talk, self.tokenizer), talk) for talk in talks]
+            rows.sort(key=lambda row: len(row[0][0]))
+            for batch in rng.permutation(DRAWN_TOGETHER):
+                yield self._batch(rows[batch * BATCH : (batch + 1) * BATCH])
             index += stride
 
-    def _batch(self, talks: list[Conversation]) -> dict[str, Tensor]:
-        rows = [encode(talk, self.tokenizer) for talk in talks]
-        longest = max(len(ids) for ids, _ in rows)
+    def _batch(self, rows: list[tuple[Encoded, Conversation]]) -> dict[str, Tensor]:
+        longest = max(len(ids) for (ids, _), _ in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         seen, labels = torch.zeros_like(ids), torch.full_like(ids, UNLABELLED)
-        for i, (tokens, targets) in enumerate(rows):
+        for i, ((tokens, targets), _) in enumerate(rows):
             ids[i, : len(tokens)] = torch.tensor(tokens)
             labels[i, : len(tokens)] = torch.tensor(targets)
             seen[i, : len(tokens)] = 1
-        pixels = torch.from_numpy(np.stack([_pixels(t) for t in talks if t.scene is not None]))
-        return {"input_ids": ids, "attention_mask": seen, "labels": labels, "pixels": pixels}
+        shown = [_pixels(talk) for _, talk in rows if talk.scene is not None]
+        pixels = np.stack(shown) if shown else np.zeros((0, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
+        return {
+            "input_ids": ids,
+            "attention_mask": seen,
+            "labels": labels,
+            "pixels": torch.from_numpy(pixels),
+        }
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -101,6 +116,7 @@ def train_lvlm(
     """Train for `steps` batches, resuming from the checkpoint in `runs`, and write `out`."""
     torch.manual_seed(seed)
     model, processor = build_lvlm(clip)
+    model.set_attn_implementation("eager")  # on a CPU, faster than the others at this length
     learnt = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=PEAK_RATE, weight_decay=0.02, betas=(0.9, 0.98))
     checkpoint, start = runs / "lvlm.pt", 0
@@ -119,9 +135,10 @@ def train_lvlm(
             batch = next(loader)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps)
-            pixels = normalise_pixels(batch.pop("pixels"))
+            pixels = batch.pop("pixels")
+            shown = {"pixel_values": normalise_pixels(pixels)} if len(pixels) else {}
             with torch.autocast("cpu", torch.bfloat16):
-                loss = model(**batch, pixel_values=pixels).loss
+                loss = model(**batch, **shown).loss
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(learnt, 1.0)
@@ -129,7 +146,7 @@ def train_lvlm(
             progress.advance(task)
             if (step + 1) % 50 == 0:
                 log.info("lvlm step %d loss %.4f", step + 1, loss.item())
-            if (step + 1) % 250 == 0 or step + 1 == steps:
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
                 runs.mkdir(parents=True, exist_ok=True)
                 torch.save(
                     {
