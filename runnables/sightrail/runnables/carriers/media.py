@@ -110,7 +110,7 @@ def _source_dict(block: Block) -> Carrier | None:
     source = block.get("source")
     if not isinstance(source, Mapping):
         return None
-    if _kind(block) != "image" and not _mime(source).startswith("image/"):
+    if _kind(block) != "image" and str(source.get("media_type", "")).lower()[:6] != "image/":
         return None
     head = {"type": _kind(block) or "image", **_labels(block)}
     payload: PictureSource | NotInspected
