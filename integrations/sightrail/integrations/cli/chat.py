@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .consoles import stderr
-from .models import load_detector
+from .models import load_detector, load_model
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Verdict
@@ -28,15 +28,14 @@ def chat(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
 ) -> None:
     """Ask a local vision-language model; the answer streams to stdout, verdicts go to stderr."""
-    from sightrail.guardrails import LocalLVLM, SafetyPrefix  # loads torch
+    from sightrail.guardrails import SafetyPrefix  # loads torch
 
     pictures = image or []
     guardrails: list[Any] = []
     if guard:
         guardrails = [load_detector(encoder, device)] if pictures else []
         guardrails.append(SafetyPrefix())
-    with stderr().status("Loading the model ..."):
-        lvlm = LocalLVLM.from_pretrained(model, guardrails=guardrails, device=device)
+    lvlm = load_model(model, guardrails, device)
     content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
     content.append({"type": "text", "text": question})
     for chunk in lvlm.stream([{"role": "user", "content": content}]):

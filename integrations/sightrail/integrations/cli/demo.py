@@ -15,9 +15,10 @@ from rich.text import Text
 
 from sightrail.guardrails import Verdict
 
-from .consoles import progress, stderr, stdout
+from .consoles import progress, stdout
 from .demo_cases import Case, draw_cases
 from .demo_sheet import SheetRow, save_contact_sheet
+from .models import load_model
 from .panels import save_panel
 from .screen import printable
 from .tables import report_tables
@@ -47,12 +48,11 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
 ) -> None:
     """Show what the guardrails change, on held-out scenes of the embedded testbed."""
-    from sightrail.guardrails import LocalLVLM, RiskDetector  # loads torch
+    from sightrail.guardrails import RiskDetector  # loads torch
 
     cases = draw_cases(seed)
-    with stderr().status("Loading the testbed ..."):
-        detector = RiskDetector.from_pretrained("testbed")
-        model = LocalLVLM.from_pretrained("testbed")
+    detector = RiskDetector.from_pretrained("testbed")
+    model = load_model("testbed")
     outcomes = [_run(case, model, detector) for case in cases]
     stdout().print(_answers_table(outcomes))
     if n:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 
 from .consoles import stderr
 
 if TYPE_CHECKING:
-    from sightrail.guardrails import RiskDetector
+    from sightrail.guardrails import LocalLVLM, RiskDetector
 
 EXAMPLE_ENCODER: Final = "ViT-L-14-336/openai"
 
@@ -33,3 +34,18 @@ def load_detector(encoder: str | None, device: str | None) -> RiskDetector:
         notice = _TESTBED_NOTICE.format(example=EXAMPLE_ENCODER)
         stderr().print(notice, style="yellow", soft_wrap=True, markup=False)
     return detector
+
+
+def load_model(name: str, guardrails: Sequence[Any] = (), device: str | None = None) -> LocalLVLM:
+    """The local model by name or folder.
+
+    Raises:
+        ModelLoadError: it cannot be loaded.
+    """
+    from transformers.utils import logging
+
+    from sightrail.guardrails import LocalLVLM
+
+    logging.disable_progress_bar()  # the status below says it, and stderr stays readable in logs
+    with stderr().status(f"Loading {escape(name)} ..."):
+        return LocalLVLM.from_pretrained(name, guardrails=guardrails, device=device)
