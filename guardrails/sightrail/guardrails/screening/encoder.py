@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -37,8 +37,8 @@ class Encoder:
 
     name: str
     folder: Path | None
-    model: Any
-    tokenizer: Any
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     side: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -174,7 +174,8 @@ def load_encoder(
         tokenizer = open_clip.get_tokenizer(target)
     except Exception as error:
         raise ModelLoadError(
-            f"The encoder {asked!r} could not be loaded ({type(error).__name__}: {str(error)[:200]}). "
+            f"The encoder {asked!r} could not be loaded "
+            f"({type(error).__name__}: {str(error)[:200]}). "
             f"Give a name that open_clip knows ({DEFAULT_ENCODER}), a folder with its files "
             f"(local-dir:FOLDER), or set {ENCODER_VARIABLE}; offline, the files must be cached."
         ) from error
