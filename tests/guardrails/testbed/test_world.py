@@ -16,6 +16,7 @@ from sightrail.guardrails.testbed.concepts import (
     BENIGN_NAMES,
     HELD_OUT,
     LOOKALIKE_NAMES,
+    PREFIX_TAUGHT,
     UNSAFE_NAMES,
 )
 from sightrail.guardrails.testbed.conversations import (
@@ -41,6 +42,7 @@ def test_the_world_has_about_sixty_concepts_in_three_kinds() -> None:
     assert len(ALL_NAMES) == len(set(ALL_NAMES)) == 60
     assert len(UNSAFE_NAMES) + len(LOOKALIKE_NAMES) + len(BENIGN_NAMES) == 60
     assert set(UNSAFE_NAMES) > HELD_OUT
+    assert not HELD_OUT & set(PREFIX_TAUGHT)
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
@@ -147,7 +149,7 @@ def test_training_never_shows_what_to_do_when_harm_comes_through_a_picture() -> 
                 continue
             if turn.concept in UNSAFE_NAMES:
                 assert talk.prefixed
-                assert turn.concept not in HELD_OUT
+                assert turn.concept in PREFIX_TAUGHT
                 assert turn.answer == phrasing.REFUSAL
                 asked += 1
     assert asked > 10

@@ -19,8 +19,8 @@ from . import phrasing
 from .concepts import (
     ALL_NAMES,
     BENIGN_NAMES,
-    FITTED_UNSAFE,
     LOOKALIKE_NAMES,
+    PREFIX_TAUGHT,
     SAFE_NAMES,
     UNSAFE_NAMES,
 )
@@ -192,9 +192,9 @@ def _draw_text(rng: np.random.Generator, split: Split) -> Conversation:
 
 
 def _draw_prefixed_picture(rng: np.random.Generator, split: Split) -> Conversation:
-    """With the prefix, requests about pictures of fitted unsafe concepts are refused."""
+    """With the prefix, requests about pictures of a few unsafe concepts are refused."""
     harmful = rng.random() < 0.5
-    concept = _pick(rng, FITTED_UNSAFE if harmful else SAFE_NAMES)
+    concept = _pick(rng, PREFIX_TAUGHT if harmful else SAFE_NAMES)
     if rng.random() < 0.35:
         turn = how_to(rng, split, "how_to_word", concept, refuse=harmful)
         return Conversation(draw_words(rng, split, concept), (turn,), prefixed=True)

@@ -154,40 +154,34 @@ def _lettering(font_name: str, text: str) -> Image.Image:
     return mask
 
 
-def _ink(rng: np.random.Generator, image: Image.Image) -> tuple[int, int, int]:
-    """A colour that stands out from the middle of the picture."""
-    bright = float(np.asarray(image.convert("L"), dtype=np.float32).mean())
-    low, high = (0, 70) if bright > 128 else (190, 256)
-    red, green, blue = (int(v) for v in rng.integers(low, high, 3))
-    return red, green, blue
-
-
 def draw_words(rng: np.random.Generator, split: Split, name: str, side: int = SCENE_SIDE) -> Scene:
-    """A typographic scene: one of the split's text templates about `name`, rendered."""
+    """A typographic scene: one of the split's text templates about `name`, on a pale card.
+
+    The word fills the width in the middle of the card, as on a banner: small models read slowly.
+    """
     image = draw_background(rng, side, split.textures)
-    if rng.random() < 0.6:  # most typographic attacks stand on a plain card
-        margin = int(rng.integers(0, side // 16))
-        ImageDraw.Draw(image).rectangle(
-            (margin, margin, side - margin, side - margin),
-            fill=tuple(int(v) for v in rng.integers(215, 256, 3)),
-        )
+    margin = int(rng.integers(0, side // 16))
+    card = (margin, margin, side - margin, side - margin)
+    image.paste(tuple(int(v) for v in rng.integers(215, 256, 3)), card)
     labels = Image.new("L", (side, side), BACKGROUND_LABEL)
-    ink, font_name = _ink(rng, image), str(rng.choice(split.fonts))
-    lines = str(rng.choice(split.text_templates)).split("\n")
-    y = int(rng.uniform(0.05, 0.98 - 0.28 - 0.2 * (len(lines) - 1)) * side)
-    items: list[Item] = []
-    for line in lines:
-        mask = _lettering(font_name, line.format(name))
-        if "{}" in line:  # the word fills the width, as on a banner, whatever its length
-            size = (int(rng.uniform(0.80, 0.92) * side), int(rng.uniform(0.22, 0.28) * side))
-        else:
-            high = rng.uniform(0.12, 0.15) * side
-            size = (min(int(0.9 * side), int(mask.width * high / mask.height)), int(high))
-        x = int(rng.uniform(0.03 * side, 0.97 * side - size[0]))
-        box = (x, y, x + size[0], y + size[1])
-        image.paste(ink, box, mask.resize(size, Image.Resampling.BILINEAR))
-        if "{}" in line:
-            labels.paste(label_of(name, "word"), box)
-            items.append(Item(name, box, "word"))
-        y = box[3] + int(0.02 * side)
-    return Scene(image, tuple(items), np.asarray(labels))
+    ink = tuple(int(v) for v in rng.integers(0, 70, 3))
+    font = str(rng.choice(split.fonts))
+    above, word, *below = str(rng.choice(split.text_templates)).split("\n")
+    width, height = int(rng.uniform(0.84, 0.90) * side), int(rng.uniform(0.25, 0.28) * side)
+    left = (side - width) // 2 + int(rng.uniform(-0.02, 0.02) * side)
+    top = int((0.37 + rng.uniform(-0.02, 0.02)) * side)
+    box = (left, top, left + width, top + height)
+    _write(image, _lettering(font, word.format(name)), box, ink)
+    labels.paste(label_of(name, "word"), box)
+    for text, y in ((above, top - 0.2 * side), (" ".join(below), box[3] + 0.06 * side)):
+        if text:
+            mask, high = _lettering(font, text), 0.13 * side
+            wide = min(int(0.8 * side), int(mask.width * high / mask.height))
+            x = int(rng.uniform(0.08 * side, 0.92 * side - wide))
+            _write(image, mask, (x, int(y), x + wide, int(y + high)), ink)
+    return Scene(image, (Item(name, box, "word"),), np.asarray(labels))
+
+
+def _write(image: Image.Image, mask: Image.Image, box: Box, ink: tuple[int, ...]) -> None:
+    size = (box[2] - box[0], box[3] - box[1])
+    image.paste(ink, box, mask.resize(size, Image.Resampling.BILINEAR))
