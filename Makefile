@@ -6,13 +6,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: demo test check
+.PHONY: demo test test-long check docs
 
 demo: $(STAMP)
 	$(BIN)/sightrail demo --out out/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+# What docs/ states as measured is written by the code that measures it.
+docs: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m conformance docs/conformance.md
 
 check: $(STAMP)
 	$(BIN)/ruff check .
