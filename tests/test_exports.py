@@ -17,6 +17,7 @@ PUBLIC = {
         "Applied",
         "ArtifactError",
         "AttentiveCalibration",
+        "CachedDetector",
         "ConceptBank",
         "ConfigurationError",
         "ImageError",

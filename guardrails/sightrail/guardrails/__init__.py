@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .policy import Applied, Policy, apply_policy
     from .prompting import AttentiveCalibration, SafetyPrefix
     from .runtime import Answer, AnswerChunk, LocalLVLM
-    from .screening import ConceptBank, RiskDetector
+    from .screening import CachedDetector, ConceptBank, RiskDetector
     from .verdict import NotInspected, Region, RiskMap, Verdict
 
 _HOME: Final = {
@@ -33,6 +33,7 @@ _HOME: Final = {
     "Applied": "policy",
     "ArtifactError": "errors",
     "AttentiveCalibration": "prompting",
+    "CachedDetector": "screening",
     "ConceptBank": "screening",
     "ConfigurationError": "errors",
     "ImageError": "errors",
@@ -62,6 +63,7 @@ __all__ = [
     "Applied",
     "ArtifactError",
     "AttentiveCalibration",
+    "CachedDetector",
     "ConceptBank",
     "ConfigurationError",
     "ImageError",

@@ -9,14 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .cache import CachedDetector
     from .concepts import ConceptBank
     from .detector import RiskDetector
     from .encoder import Encoder, load_encoder
     from .settings import ScreeningSettings
 
-__all__ = ["ConceptBank", "Encoder", "RiskDetector", "ScreeningSettings", "load_encoder"]
+__all__ = [
+    "CachedDetector",
+    "ConceptBank",
+    "Encoder",
+    "RiskDetector",
+    "ScreeningSettings",
+    "load_encoder",
+]
 
 _HOME: Final = {
+    "CachedDetector": "cache",
     "ConceptBank": "concepts",
     "Encoder": "encoder",
     "RiskDetector": "detector",
