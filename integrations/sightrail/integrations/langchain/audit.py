@@ -1,0 +1,127 @@
+"""What a callback handler finds out about the pictures of one event, and writes down."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from sightrail.guardrails.errors import ImageRefused
+from sightrail.guardrails.intake import Limits, Picture
+from sightrail.guardrails.policy import Policy, Surface
+from sightrail.guardrails.screening.asking import ask
+from sightrail.guardrails.screening.cache import CachedDetector
+from sightrail.guardrails.verdict import Verdict
+from sightrail.runnables.screening import find_pictures
+
+_SURFACES: Final[dict[str, Surface]] = {"on_tool_start": "ai", "on_tool_end": "tool"}
+"""Whose word a bare value is: the model writes the arguments of a tool. Messages say it themselves.
+"""
+
+
+class AuditRecord(BaseModel):
+    """One line of the audit log: an event in which there were pictures. No content of any kind.
+
+    Attributes:
+        time: when the event was seen, in UTC.
+        event: LangChain's name of it, such as ``on_tool_end``.
+        run_id: LangChain's id of the run.
+        parent_run_id: of the run it belongs to.
+        verdicts: one per picture, in order, without risk maps. The action is what the policy
+            says; a callback changes nothing.
+        tripped: whether the run was stopped because of it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    time: datetime.datetime
+    event: str
+    run_id: UUID
+    parent_run_id: UUID | None
+    verdicts: tuple[Verdict, ...]
+    tripped: bool
+
+    def to_line(self) -> str:
+        """As one line of JSON."""
+        left_out = {"verdicts": {"__all__": {"risk_map", "timings_ms"}}}
+        return self.model_dump_json(exclude=left_out)
+
+
+@dataclass(eq=False)
+class ImageAudit:
+    """Looks at the pictures of events.
+
+    Attributes:
+        detector: see ``CachedDetector``; wrapped in one unless it is one.
+        policy: what a verdict would lead to.
+        limits: what intake is willing to decode.
+        log: the file to append a line to for each event; None keeps no log.
+        tripwire: raise where the policy allows a picture less than to pass as it is.
+    """
+
+    detector: Any
+    policy: Policy
+    limits: Limits
+    log: str | os.PathLike[str] | None
+    tripwire: bool
+    _writing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.detector, CachedDetector):
+            self.detector = CachedDetector(self.detector)
+
+    def look(
+        self, event: str, values: Sequence[Any], run_id: UUID, parent_run_id: UUID | None
+    ) -> None:
+        """Screen whatever pictures an event holds and write them down.
+
+        Raises:
+            ImageRefused: as a tripwire, for any picture that may not pass unchanged. A callback
+                cannot mask, so a picture that the policy would mask is not let through either.
+            OSError: the log cannot be written.
+        """
+        verdicts = tuple(v for value in values for v in self._verdicts(event, value))
+        if not verdicts:
+            return
+        stopped = [v for v in verdicts if v.action != "allow"]
+        tripped = self.tripwire and bool(stopped) and not self.policy.monitor
+        now = datetime.datetime.now(datetime.UTC)
+        self._write(
+            AuditRecord(
+                time=now,
+                event=event,
+                run_id=run_id,
+                parent_run_id=parent_run_id,
+                verdicts=verdicts,
+                tripped=tripped,
+            )
+        )
+        if tripped:
+            raise ImageRefused(f"{event}: {stopped[0].summary()}", verdicts=verdicts)
+
+    def _verdicts(self, event: str, value: Any) -> list[Verdict]:
+        found = find_pictures(value, self.limits)
+        pictures = [one.seen for one in found if isinstance(one.seen, Picture)]
+        looked = iter(ask(self.detector, pictures, self.policy.timeout_s))
+        verdicts: list[Verdict] = []
+        for one in found:
+            verdict = (
+                next(looked)
+                if isinstance(one.seen, Picture)
+                else Verdict(status="not_inspected", not_inspected=(one.seen,))
+            )
+            surface = one.carrier.surface or _SURFACES.get(event)
+            verdicts.append(verdict.taken(self.policy.decide(verdict, surface)))
+        return verdicts
+
+    def _write(self, record: AuditRecord) -> None:
+        if self.log is None:
+            return
+        with self._writing, open(self.log, "a", encoding="utf-8") as file:
+            file.write(record.to_line() + "\n")

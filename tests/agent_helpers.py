@@ -1,0 +1,82 @@
+"""What the agent tests share: a scripted brain, tools that return pictures, ways to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain.agents import create_agent
+from langchain.tools import tool
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages.tool import tool_call
+from pydantic import Field
+
+from chain_helpers import CLEAN, REMOTE, RISKY, text64
+from sightrail.integrations.langchain import ImageGuardMiddleware
+
+
+class Brain(GenericFakeChatModel):
+    """Says what it was told to say, and keeps what it was asked."""
+
+    asked: list[list[BaseMessage]] = Field(default_factory=list)
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        self.asked.append(list(messages))
+        return super()._generate(messages, *args, **kwargs)
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
+        return self
+
+
+def brain(*answers: AIMessage | str) -> Brain:
+    return Brain(messages=iter(answers), disable_streaming=True)
+
+
+def calls(*names: str) -> AIMessage:
+    """The model calls these tools, all at once."""
+    made = [tool_call(name=name, args={}, id=f"call_{n}") for n, name in enumerate(names)]
+    return AIMessage("", tool_calls=made)
+
+
+def image(data: bytes) -> dict[str, Any]:
+    return {"type": "image", "base64": text64(data), "mime_type": "image/png"}
+
+
+def user(*data: bytes, text: str = "what is this?", **fields: Any) -> HumanMessage:
+    return HumanMessage([{"type": "text", "text": text}, *map(image, data)], **fields)
+
+
+@tool
+def screenshot() -> list[dict[str, Any]]:
+    """Show a risky page."""
+    return [{"type": "text", "text": "the page"}, image(RISKY)]
+
+
+@tool
+def photo() -> list[dict[str, Any]]:
+    """Show a harmless photo."""
+    return [image(CLEAN)]
+
+
+@tool
+def link() -> list[dict[str, Any]]:
+    """Show a remote picture."""
+    return [{"type": "image", "url": REMOTE}]
+
+
+@tool
+def clock() -> str:
+    """Tell the time."""
+    return "noon"
+
+
+def agent(model: Brain, guard: ImageGuardMiddleware, *more: Any, **settings: Any) -> Any:
+    """A real agent with every tool, the guard last."""
+    tools = settings.pop("tools", [screenshot, photo, link, clock])
+    return create_agent(model, tools, middleware=[*more, guard], **settings)
+
+
+def statuses(state: Any) -> list[str]:
+    """What the state's records say, in order."""
+    return [record["verdict"]["status"] for record in state.get("image_verdicts", [])]
