@@ -1,0 +1,50 @@
+"""The guardrails as parts of LlamaIndex apps: retrieval, ingestion, tools, workflows, the model.
+
+Importing this package imports neither torch nor llama-index-core: every name is loaded when it is
+first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from .events import ImagesScreenedEvent
+    from .lvlm import LVLM
+    from .marks import read_marker
+    from .postprocessor import ImageRiskPostprocessor
+    from .screening import ImageScreen
+    from .tools import guard_tool
+    from .transform import ImageRiskTransform
+
+_HOME: Final = {
+    "LVLM": "lvlm",
+    "ImageRiskPostprocessor": "postprocessor",
+    "ImageRiskTransform": "transform",
+    "ImageScreen": "screening",
+    "ImagesScreenedEvent": "events",
+    "guard_tool": "tools",
+    "read_marker": "marks",
+}
+
+__all__ = [
+    "LVLM",
+    "ImageRiskPostprocessor",
+    "ImageRiskTransform",
+    "ImageScreen",
+    "ImagesScreenedEvent",
+    "guard_tool",
+    "read_marker",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,157 @@
+"""Every way LlamaIndex carries a picture, read for intake.
+
+LlamaIndex's own ``resolve_image`` is never called: it fetches remote addresses with a bare HTTP
+request. Where a carrier names several sources, integrations disagree on which one the model gets;
+we read LlamaIndex's first choice (data, then path, then address), and what travels on holds the
+screened pixels and no other source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import IOBase
+from pathlib import Path
+from typing import Any, Final
+
+from llama_index.core.base.llms import types
+from llama_index.core.base.llms.types import BaseContentBlock, ImageBlock, TextBlock
+from llama_index.core.schema import ImageNode, MediaResource
+from llama_index.core.utils import resolve_binary
+from pydantic import AnyUrl
+
+from sightrail.guardrails.intake import PictureSource
+from sightrail.guardrails.verdict import NotInspected
+from sightrail.runnables.carriers import Carrier
+from sightrail.runnables.carriers.addresses import from_address, from_base64, starts_like_picture
+from sightrail.runnables.carriers.carrier import png_base64, png_bytes, png_url, unseen
+
+PNG: Final = "image/png"
+_NOTHING: Final = NotInspected(reason="empty", detail="it names no picture")
+_MEDIA: Final = {
+    "audio": ("audio", "audio cannot be looked at"),
+    "video": ("video", "video cannot be looked at"),
+    "document": ("file", "files cannot be looked at, whatever they hold"),
+}
+_PLAIN: Final = frozenset({"text", "cache", "thinking", "tool_call", "citable", "citation"})
+
+
+def kind_of(block: Any) -> str:
+    """LlamaIndex's name for one of its own blocks, `unknown` for any other class.
+
+    A class from elsewhere could call itself text and hold a picture.
+    """
+    own = type(block).__module__ == types.__name__
+    return str(getattr(block, "block_type", "unknown")) if own else "unknown"
+
+
+def read_block(block: BaseContentBlock) -> Carrier | None:
+    """The carrier that a content block is; None for a block that holds no media of its own."""
+    kind = kind_of(block)
+    if isinstance(block, ImageBlock) and kind == "image":
+        return _image_block(block)
+    if kind in _PLAIN:
+        return None
+    reason, detail = _MEDIA.get(
+        kind, ("unknown_block", "a content block of a kind that this version does not know")
+    )
+    return unseen(block, reason, detail, text_block)
+
+
+def text_block(text: str) -> TextBlock:
+    """A text in the place of a content block."""
+    return TextBlock(text=text)
+
+
+def _image_block(block: ImageBlock) -> Carrier:
+    return Carrier(
+        _source(block.image, block.path, block.url),
+        block,
+        lambda image: ImageBlock(image=png_bytes(image), image_mimetype=PNG, detail=block.detail),
+        text_block,
+    )
+
+
+def read_image_node(node: ImageNode) -> Carrier | None:
+    """The picture of an ImageNode, None where it has none.
+
+    What stands in its place is a dict of changed fields, or a note.
+    """
+    if node.image is None and node.image_path is None and node.image_url is None:
+        return None
+    source = (
+        from_base64(node.image)
+        if node.image is not None
+        else _source(None, node.image_path, node.image_url)
+    )
+    no_others = dict.fromkeys(("image_path", "image_url"))
+    return Carrier(
+        source,
+        {},
+        lambda image: {"image": png_base64(image), "image_mimetype": PNG, **no_others},
+        _same,
+    )
+
+
+def read_resource(name: str, resource: MediaResource) -> Carrier | None:
+    """The carrier that a field of a node is; what stands in its place is a resource, or a note.
+
+    ``image_resource``, ``audio_resource`` and ``video_resource`` hold media whatever is in them;
+    in any other, data that is a picture counts, and None is given where there is none.
+    """
+    kind = name.removesuffix("_resource")
+    if kind in _MEDIA:
+        return unseen(resource, *_MEDIA[kind], _same)
+    data = _decoded(resource.data)
+    if kind != "image" and not (isinstance(data, bytes) and starts_like_picture(data)):
+        return None
+    return Carrier(
+        _source(resource.data, resource.path, resource.url),
+        resource,
+        lambda image: MediaResource(
+            # LlamaIndex never stores ``data``: without the address, which holds the same pixels, a
+            # node would come back from any docstore without its picture.
+            data=png_base64(image).encode(),
+            url=AnyUrl(png_url(image)),
+            mimetype=PNG,
+            text=resource.text,
+            embeddings=resource.embeddings,
+        ),
+        _same,
+    )
+
+
+def _source(data: Any, path: Any, url: Any) -> PictureSource | NotInspected:
+    if data is not None:
+        decoded: PictureSource | NotInspected = _decoded(data)
+        return decoded
+    if path is not None:
+        return from_address(path) if "://" in str(path) else Path(path)
+    return _NOTHING if url is None else from_address(str(url))
+
+
+def _decoded(data: Any) -> Any:
+    """Bytes as LlamaIndex itself would read them: base64 if they are that, else as they are."""
+    if isinstance(data, IOBase):
+        data = _all_of(data)
+    if isinstance(data, bytes | bytearray):
+        return resolve_binary(raw_bytes=bytes(data)).getvalue()
+    return data
+
+
+def _all_of(stream: IOBase) -> bytes | NotInspected:
+    """The whole stream, as LlamaIndex reads it, and the caller's position in it kept."""
+    read: Callable[[], Any] | None = getattr(stream, "read", None)
+    try:
+        position = stream.tell()
+        stream.seek(0)
+        data = read() if read else None
+        stream.seek(position)
+    except (OSError, ValueError):  # closed, or it cannot seek
+        return NotInspected(reason="unreadable_file", detail="its stream cannot be read")
+    if not isinstance(data, bytes):
+        return NotInspected(reason="malformed_block", detail="its stream holds no bytes")
+    return data
+
+
+def _same(text: str) -> str:
+    return text

@@ -1,0 +1,284 @@
+"""Finding every carrier in a LlamaIndex value, and putting something else in its place.
+
+Messages and tool outputs hold blocks, and there every block has to be of a known kind. In nodes'
+metadata, extra arguments and raw tool outputs any JSON may stand: whatever is recognisably a
+picture there is taken as one. Nothing that was passed in is changed, and a value without carriers
+comes back as the same object.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import datetime
+import decimal
+import enum
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import PurePath
+from typing import Any, Final
+
+import numpy as np
+from llama_index.core.base.llms.types import (
+    BaseContentBlock,
+    BaseRecursiveContentBlock,
+    ChatMessage,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.schema import BaseNode, ImageNode, MediaResource
+from llama_index.core.tools import ToolOutput
+from PIL import Image
+from pydantic import AnyUrl, BaseModel
+
+from sightrail.guardrails.policy import Surface
+from sightrail.runnables.carriers import Carrier
+from sightrail.runnables.carriers.addresses import from_base64, is_picture_text, starts_like_picture
+from sightrail.runnables.carriers.carrier import png_base64, png_bytes, png_url, unseen
+from sightrail.runnables.carriers.media import read_media_in_data
+
+from .carriers import read_block, read_image_node, read_resource
+from .marks import Holder
+from .node_parts import PICTURE_FIELDS, VECTORS, changed_node
+
+MAX_DEPTH: Final = 48
+"""Nesting beyond this is not looked into: it is not inspected, and refused by default."""
+
+_SCALARS: Final = (
+    *(type(None), bool, int, float, complex, decimal.Decimal, enum.Enum, uuid.UUID, type, AnyUrl),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, np.generic),
+)
+
+_ROLES: Final[dict[MessageRole, Surface]] = {
+    MessageRole.SYSTEM: "system",
+    MessageRole.DEVELOPER: "system",
+    MessageRole.ASSISTANT: "ai",
+    MessageRole.CHATBOT: "ai",
+    MessageRole.MODEL: "ai",
+    MessageRole.TOOL: "tool",
+    MessageRole.FUNCTION: "tool",
+}
+
+Stamp = Callable[[Holder, Sequence[int]], Holder]
+"""(message or node, numbers of the carriers found in it) -> a copy that says what became of it."""
+
+
+def _leave(holder: Holder, found: Sequence[int]) -> Holder:
+    return holder
+
+
+class Walk:
+    """One pass over one value.
+
+    Args:
+        place: called with each carrier, in order; gives what stands in its place.
+        stamp: called with each message and node that holds carriers, and their numbers from 0.
+        surface: where what stands in no message, tool output or node came from.
+    """
+
+    def __init__(
+        self,
+        place: Callable[[Carrier], Any],
+        stamp: Stamp = _leave,
+        surface: Surface = "user",
+    ) -> None:
+        self._give = place
+        self._stamp = stamp
+        self._count = 0
+        self._loose: list[int] = []
+        self._surface: Surface = surface
+
+    def __call__(self, value: Any) -> Any:
+        """The value with every carrier replaced."""
+        return self._data(value, 0)
+
+    def _place(self, carrier: Carrier) -> Any:
+        self._loose.append(self._count)
+        self._count += 1
+        return self._give(dataclasses.replace(carrier, surface=self._surface))
+
+    def _holding(self, holder: Any, look: Callable[[Any, int], Any], depth: int) -> Any:
+        """Look into a holder and let it say what was found directly in it."""
+        outside, self._loose = self._loose, []
+        with self._on(surface_of(holder)):
+            seen = look(holder, depth)
+        found, self._loose = self._loose, outside
+        return self._stamp(seen, found) if found else seen
+
+    @contextmanager
+    def _on(self, surface: Surface) -> Iterator[None]:
+        """What is found meanwhile came from this surface."""
+        outside, self._surface = self._surface, surface
+        try:
+            yield
+        finally:
+            self._surface = outside
+
+    # What may stand anywhere
+
+    def _data(self, value: Any, depth: int, opaque: bool = False) -> Any:
+        """Look into any value; with `opaque`, objects that are no pictures may pass."""
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, _SCALARS):
+            return value
+        if depth > MAX_DEPTH:
+            return self._place(unseen(value, "too_deep", f"more than {MAX_DEPTH} levels", str))
+        if isinstance(value, ChatMessage):
+            return self._holding(value, self._message, depth)
+        if isinstance(value, BaseNode):
+            return self._holding(value, self._node, depth)
+        if isinstance(value, BaseContentBlock):
+            return self._block(value, depth)
+        if isinstance(value, ToolOutput):
+            with self._on("tool"):
+                return self._tool_output(value, depth)
+        if isinstance(value, Mapping):
+            return self._mapping(value, depth, opaque)
+        if isinstance(value, list | tuple | set | frozenset):
+            return self._items(value, depth, opaque)
+        return self._object(value, depth, opaque)
+
+    def _text(self, text: str) -> str:
+        if not is_picture_text(text):
+            return text
+        bare = text.strip()[:5].lower() != "data:"
+        source = from_base64(text.strip())
+        replaced: str = self._place(Carrier(source, text, png_base64 if bare else png_url, str))
+        return replaced
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int, opaque: bool) -> Any:
+        carrier = read_media_in_data(value) if isinstance(value, dict) else None
+        if carrier is not None:
+            return self._place(carrier)
+        return self._entries(value, depth, opaque)
+
+    def _entries(self, value: Mapping[Any, Any], depth: int, opaque: bool) -> Any:
+        seen = {key: self._data(item, depth + 1, opaque) for key, item in value.items()}
+        if all(new is value[key] for key, new in seen.items()):
+            return value
+        return {**value, **seen}
+
+    def _items(self, value: Collection[Any], depth: int, opaque: bool) -> Any:
+        seen = [self._data(item, depth + 1, opaque) for item in value]
+        if all(new is old for new, old in zip(seen, value, strict=True)):
+            return value
+        if isinstance(value, tuple) and hasattr(value, "_make"):
+            return value._make(seen)
+        return seen if isinstance(value, list) else type(value)(seen)  # type: ignore[call-arg]
+
+    def _object(self, value: Any, depth: int, opaque: bool) -> Any:
+        if isinstance(value, bytes | bytearray | memoryview):
+            if opaque and not starts_like_picture(bytes(value[:32])):
+                return value
+            return self._place(Carrier(bytes(value), value, png_bytes, str))
+        if isinstance(value, Image.Image):
+            return self._place(Carrier(value, value, _same, str))
+        if isinstance(value, np.ndarray):
+            return self._place(Carrier(value, value, np.asarray, str))
+        if isinstance(value, PurePath) and not opaque:  # no message from outside can hold one
+            return self._place(Carrier(value, value, _same, str))
+        if isinstance(value, BaseModel):
+            return self._model(value, depth, opaque)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._dataclass(value, depth, opaque)
+        if opaque:
+            return value
+        detail = f"nobody can look into a {type(value).__name__}"
+        return self._place(unseen(value, "unknown_object", detail, str))
+
+    def _model(self, value: BaseModel, depth: int, opaque: bool) -> BaseModel:
+        changed = self._changed({**value.__dict__, **(value.model_extra or {})}, depth, opaque)
+        return value.model_copy(update=changed) if changed else value
+
+    def _dataclass(self, value: Any, depth: int, opaque: bool) -> Any:
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        changed = self._changed(fields, depth, opaque)
+        if not changed:
+            return value
+        other = copy.copy(value)
+        for name, seen in changed.items():
+            object.__setattr__(other, name, seen)
+        return other
+
+    def _changed(self, fields: Mapping[str, Any], depth: int, opaque: bool) -> dict[str, Any]:
+        seen = {name: self._data(item, depth + 1, opaque) for name, item in fields.items()}
+        return {name: new for name, new in seen.items() if new is not fields[name]}
+
+    # Nodes
+
+    def _node(self, node: BaseNode, depth: int) -> BaseNode:
+        changed: dict[str, Any] = {}
+        if isinstance(node, ImageNode) and (carrier := read_image_node(node)) is not None:
+            changed["image"] = self._place(carrier)
+        for name, value in node.__dict__.items():
+            if name in VECTORS or (isinstance(node, ImageNode) and name in PICTURE_FIELDS):
+                continue
+            seen = self._field(name, value, depth)
+            if seen is not value:
+                changed[name] = seen
+        return changed_node(node, changed)
+
+    def _field(self, name: str, value: Any, depth: int) -> Any:
+        if name == "metadata":  # told to models as text, so as a whole it is no block
+            return self._entries(value, depth + 1, opaque=True)
+        if not isinstance(value, MediaResource):
+            return self._data(value, depth + 1, opaque=True)
+        carrier = read_resource(name, value)
+        if carrier is not None:
+            return self._place(carrier)
+        text = None if value.text is None else self._text(value.text)
+        return value if text is value.text else value.model_copy(update={"text": text})
+
+    # Messages, tool outputs and their blocks
+
+    def _message(self, message: ChatMessage, depth: int) -> ChatMessage:
+        blocks = self._blocks(message.blocks, depth + 1)
+        extra = self._entries(message.additional_kwargs, depth + 1, opaque=True)
+        if blocks is message.blocks and extra is message.additional_kwargs:
+            return message
+        return message.model_copy(update={"blocks": blocks, "additional_kwargs": extra})
+
+    def _tool_output(self, output: ToolOutput, depth: int) -> ToolOutput:
+        blocks = self._blocks(output.blocks, depth + 1)
+        raw = self._data(output.raw_output, depth + 1)
+        if blocks is output.blocks and raw is output.raw_output:
+            return output
+        return output.model_copy(update={"blocks": blocks, "raw_output": raw})
+
+    def _blocks(self, blocks: list[Any], depth: int) -> list[Any]:
+        seen = [self._block(block, depth + 1) for block in blocks]
+        return blocks if all(a is b for a, b in zip(seen, blocks, strict=True)) else seen
+
+    def _block(self, block: BaseContentBlock, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            return self._place(unseen(block, "too_deep", f"more than {MAX_DEPTH} levels"))
+        carrier = read_block(block)
+        if carrier is not None:
+            return self._place(carrier)
+        if isinstance(block, TextBlock):
+            text = self._text(block.text)
+            return block if text is block.text else block.model_copy(update={"text": text})
+        if isinstance(block, BaseRecursiveContentBlock):
+            return self._nested(block, depth)
+        return block
+
+    def _nested(self, block: BaseRecursiveContentBlock, depth: int) -> Any:
+        name = block.nested_blocks_field_name()
+        inner = getattr(block, name)
+        seen = (
+            self._blocks(inner, depth + 1)
+            if isinstance(inner, list)
+            else self._block(inner, depth + 1)
+        )
+        return block if seen is inner else block.model_copy(update={name: seen})
+
+
+def surface_of(holder: Holder) -> Surface:
+    """Whose word the pictures of a message or node are."""
+    return _ROLES.get(holder.role, "user") if isinstance(holder, ChatMessage) else "retrieval"
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image
