@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         SightrailError,
         UnsupportedModelError,
     )
-    from .intake import Limits, Picture, read_picture
-    from .policy import Applied, Policy, apply_policy
+    from .intake import Limits, Picture, RemotePolicy, read_picture
+    from .policy import Applied, Policy, SurfaceRules, apply_policy
     from .prompting import AttentiveCalibration, SafetyPrefix
     from .runtime import Answer, AnswerChunk, LocalLVLM
     from .screening import CachedDetector, ConceptBank, RiskDetector
@@ -47,10 +47,12 @@ _HOME: Final = {
     "Policy": "policy",
     "PromptError": "errors",
     "Region": "verdict",
+    "RemotePolicy": "intake",
     "RiskDetector": "screening",
     "RiskMap": "verdict",
     "SafetyPrefix": "prompting",
     "SightrailError": "errors",
+    "SurfaceRules": "policy",
     "UnsupportedModelError": "errors",
     "Verdict": "verdict",
     "apply_policy": "policy",
@@ -77,10 +79,12 @@ __all__ = [
     "Policy",
     "PromptError",
     "Region",
+    "RemotePolicy",
     "RiskDetector",
     "RiskMap",
     "SafetyPrefix",
     "SightrailError",
+    "SurfaceRules",
     "UnsupportedModelError",
     "Verdict",
     "apply_policy",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from .errors import ImageRefused
 from .verdict import Action, Verdict
@@ -13,12 +13,33 @@ from .verdict import Action, Verdict
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Applied", "Policy", "apply_policy"]
+__all__ = ["Applied", "Policy", "Surface", "SurfaceRules", "apply_policy"]
 
 UnseenAction = Literal["allow", "drop", "refuse", "raise"]
 """There is nothing to mask in a picture that was not inspected."""
 
+Surface = Literal["user", "system", "ai", "tool", "retrieval"]
+"""Where a picture came from: who said the message, a tool's result, or a retrieved document."""
+
 _STRICTNESS: Final[tuple[Action, ...]] = ("allow", "mask", "drop", "refuse", "raise")
+
+
+class SurfaceRules(BaseModel):
+    """What differs on one surface; a field that is None (or a category not named) is the policy's.
+
+    Attributes:
+        on_flagged: in place of the policy's.
+        categories: laid over the policy's.
+        on_not_inspected: in place of the policy's.
+        on_error: in place of the policy's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on_flagged: Action | None = None
+    categories: dict[str, Action] = Field(default_factory=dict)
+    on_not_inspected: UnseenAction | None = None
+    on_error: UnseenAction | None = None
 
 
 class Policy(BaseModel):
@@ -29,11 +50,21 @@ class Policy(BaseModel):
             lets the rest of the picture through.
         categories: unsafe category -> action; where several are flagged, the strictest wins.
         on_not_inspected: for a picture nobody could look at (broken, too large, unknown kind).
-        on_error: for a screening that broke.
+        on_error: for a screening that broke or took longer than `timeout_s`.
+        surfaces: what differs for pictures from a user, a system prompt, the model itself, a tool
+            or a retriever. A rule for `on_flagged` does not undo `categories`.
+        timeout_s: how long a detector may look at the pictures of one call, in seconds; None waits
+            for as long as it takes.
         monitor: decide and record, but change nothing and let everything through.
         mask: how regions are covered: a flat `fill`, or a `blur` that keeps the coarse colours.
         refusal: the answer that a user gets in place of the model's.
         note: what stands in place of a dropped picture in a message.
+
+    Example:
+        >>> strict_tools = {"tool": SurfaceRules(on_flagged="drop", on_not_inspected="drop")}
+        >>> policy = Policy(categories={"weapons": "refuse"}, surfaces=strict_tools)
+        >>> policy.on("tool").on_not_inspected, policy.on("user").on_not_inspected
+        ('drop', 'refuse')
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,23 +73,37 @@ class Policy(BaseModel):
     categories: dict[str, Action] = Field(default_factory=dict)
     on_not_inspected: UnseenAction = "refuse"
     on_error: UnseenAction = "refuse"
+    surfaces: dict[Surface, SurfaceRules] = Field(default_factory=dict)
+    timeout_s: PositiveFloat | None = None
     monitor: bool = False
     mask: Literal["fill", "blur"] = "fill"
     refusal: str = "I am sorry, I cannot help with that image."
     note: str = "[image removed by the safety policy]"
 
-    def decide(self, verdict: Verdict) -> Action:
+    def on(self, surface: Surface | None) -> Self:
+        """The policy for one surface; None, and a surface without rules, is the policy itself."""
+        rules = self.surfaces.get(surface) if surface is not None else None
+        if rules is None:
+            return self
+        own = rules.model_dump(exclude_none=True)
+        own["categories"] = {**self.categories, **rules.categories}
+        return self.model_copy(update={**own, "surfaces": {}})
+
+    def decide(self, verdict: Verdict, surface: Surface | None = None) -> Action:
         """The action for one verdict, the strictest that anything in it leads to.
 
         Does not look at `monitor`.
         """
+        rules = self.on(surface)
         if verdict.status == "failed":
-            return self.on_error
+            return rules.on_error
         if verdict.status == "not_inspected":
-            return self.on_not_inspected
-        actions: list[Action] = ["allow"] if verdict.status == "clean" else [self._flagged(verdict)]
+            return rules.on_not_inspected
+        actions: list[Action] = (
+            ["allow"] if verdict.status == "clean" else [rules._flagged(verdict)]
+        )
         if verdict.not_inspected:
-            actions.append(self.on_not_inspected)
+            actions.append(rules.on_not_inspected)
         return max(actions, key=_STRICTNESS.index)
 
     def _flagged(self, verdict: Verdict) -> Action:
@@ -85,13 +130,15 @@ class Applied:
     verdict: Verdict
 
 
-def apply_policy(image: Image | None, verdict: Verdict, policy: Policy) -> Applied:
+def apply_policy(
+    image: Image | None, verdict: Verdict, policy: Policy, surface: Surface | None = None
+) -> Applied:
     """Carry a policy out on a picture (None for one that could not be decoded).
 
     Raises:
         ImageRefused: the action is `raise` and the policy does not only monitor.
     """
-    action = policy.decide(verdict)
+    action = policy.decide(verdict, surface)
     if action == "mask" and image is None:
         action = "refuse"
     verdict = verdict.taken(action)

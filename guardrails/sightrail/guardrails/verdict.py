@@ -109,7 +109,8 @@ class Verdict(_Frozen):
         scores: the risk of every unsafe category.
         regions: where the picture is risky, riskiest first.
         action: what the policy did about it; None as long as none was applied.
-        frames: how many views of the picture were looked at (animation frames, alpha on black).
+        frames: how many views of the picture were looked at (animation frames, alpha on black, the
+            sizes at which a model will see it).
         timings_ms: milliseconds by step, for the whole batch that the picture was part of.
     """
 

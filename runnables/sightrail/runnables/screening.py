@@ -5,27 +5,21 @@ No LangChain Runnable here: values in, values out. ``ScreenImages`` puts it into
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
 
 from sightrail.guardrails.errors import ImageError, ImageRefused
-from sightrail.guardrails.intake import Limits, Picture, read_picture
+from sightrail.guardrails.intake import Limits, Picture, RequestReader
 from sightrail.guardrails.policy import Policy, apply_policy
+from sightrail.guardrails.screening.asking import Detector, ask
 from sightrail.guardrails.verdict import NotInspected, Verdict
 
 from .carriers import Carrier, Walk
 from .marker import is_refused, write_marker
-
-
-class Detector(Protocol):
-    """Anything that looks at pictures: one verdict each, in order."""
-
-    def screen(self, images: Sequence[Picture]) -> list[Verdict]:
-        """Look at decoded pictures."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ def screen_values(
     """
     found = [find_pictures(value, limits) for value in values]
     pictures = [f.seen for one in found for f in one if isinstance(f.seen, Picture)]
-    verdicts = iter(ask(detector, pictures))
+    verdicts = iter(ask(detector, pictures, policy.timeout_s))
     outcomes: list[Screened | ImageRefused] = []
     for value, one in zip(values, found, strict=True):
         judged = [
@@ -94,37 +88,34 @@ def passed(outcome: Screened | ImageRefused) -> Screened:
 def find_pictures(value: Any, limits: Limits) -> list[Found]:
     """Every carrier of a value in order, each decoded once."""
     carriers: list[Carrier] = []
+    holders: dict[int, int] = {}
 
     def note_down(carrier: Carrier) -> Any:
         carriers.append(carrier)
         return carrier.original
 
-    Walk(note_down)(value)
-    return [Found(carrier, decode(carrier, limits)) for carrier in carriers]
+    def belong_together(holder: Any, found: Sequence[int]) -> Any:
+        holders.update(dict.fromkeys(found, found[0]))
+        return holder
+
+    Walk(note_down, belong_together)(value)
+    reader = RequestReader(limits)
+    return [
+        Found(carrier, decode(carrier, reader, message=holders.get(number)))
+        for number, carrier in enumerate(carriers)
+    ]
 
 
-def decode(carrier: Carrier, limits: Limits) -> Picture | NotInspected:
+def decode(
+    carrier: Carrier, reader: RequestReader, message: Hashable = None
+) -> Picture | NotInspected:
     """The picture that a carrier holds, or why there is none to look at."""
     if isinstance(carrier.source, NotInspected):
         return carrier.source
     try:
-        return read_picture(carrier.source, limits)
+        return reader.read(carrier.source, message)
     except ImageError as error:
-        return NotInspected(reason=error.reason)
-
-
-def ask(detector: Detector, pictures: Sequence[Picture]) -> list[Verdict]:
-    """One verdict per picture; a detector that raises or miscounts has failed on all of them."""
-    if not pictures:
-        return []
-    try:
-        verdicts = list(detector.screen(pictures))
-    except Exception as error:
-        return [Verdict.failed(type(error).__name__) for _ in pictures]
-    if len(verdicts) != len(pictures):
-        reason = f"{len(verdicts)} verdicts for {len(pictures)} pictures"
-        return [Verdict.failed(reason) for _ in pictures]
-    return verdicts
+        return NotInspected(reason=error.reason, detail=str(error).partition(": ")[2])
 
 
 def _uninspected(why: NotInspected) -> Verdict:
@@ -138,7 +129,7 @@ def _apply(
     taken: list[Verdict] = []
     for one, verdict in zip(found, verdicts, strict=True):
         image = one.seen.image if isinstance(one.seen, Picture) else None
-        applied = apply_policy(image, verdict, policy)
+        applied = apply_policy(image, verdict, policy, one.carrier.surface)
         taken.append(applied.verdict)
         replacements.append(_replacement(one.carrier, applied.action, applied.image, policy))
     supply = iter(replacements)

@@ -18,12 +18,13 @@ from langchain_core.messages import (
 )
 
 from sightrail.guardrails.errors import PromptError
-from sightrail.guardrails.intake import Limits, Picture
-from sightrail.guardrails.policy import Policy, apply_policy
+from sightrail.guardrails.intake import Limits, Picture, RequestReader
+from sightrail.guardrails.policy import Policy, Surface, apply_policy
 from sightrail.guardrails.verdict import NotInspected, Verdict
 
 from .carriers.kinds import kind_of, text_of
 from .carriers.media import read_media
+from .carriers.surfaces import surface_of
 from .marker import is_refused, marked_verdicts
 from .screening import decode
 
@@ -106,7 +107,9 @@ class _Reader:
 
     def __init__(self, policy: Policy, limits: Limits) -> None:
         self._policy = policy
-        self._limits = limits
+        self._reader = RequestReader(limits)
+        self._message = 0
+        self._surface: Surface = "user"
         self.verdicts: list[Verdict] = []
 
     @property
@@ -117,6 +120,8 @@ class _Reader:
         return any(verdict.action == "refuse" for verdict in self.verdicts)
 
     def parts(self, message: BaseMessage) -> list[Part]:
+        self._message += 1
+        self._surface = surface_of(message) or "user"
         parts = [part for block in _blocks(message.content) for part in self._block(block, 0)]
         if isinstance(message, ToolMessage | FunctionMessage):
             parts.insert(0, _text(f"Result of the tool {message.name or ''}:".replace(" :", ":")))
@@ -131,9 +136,9 @@ class _Reader:
             return self._unseen(NotInspected(reason="unknown_block"))
         carrier = read_media(block)
         if carrier is not None:
-            seen = decode(carrier, self._limits)
+            seen = decode(carrier, self._reader, self._message)
             if isinstance(seen, Picture):
-                return [{"type": "image", "image": seen.image}]
+                return [{"type": "image", "image": seen.image, "surface": self._surface}]
             return self._unseen(seen)
         return self._known_block(block, depth)
 
@@ -147,12 +152,15 @@ class _Reader:
             return self._block(block["value"], depth + 1)
         content = block.get("content")
         if kind == "result" and isinstance(content, str | list):
-            return [p for inner in _blocks(content) for p in self._block(inner, depth + 1)]
+            outside, self._surface = self._surface, "tool"
+            parts = [p for inner in _blocks(content) for p in self._block(inner, depth + 1)]
+            self._surface = outside
+            return parts
         return self._unseen(NotInspected(reason="unknown_block"))
 
     def _unseen(self, why: NotInspected) -> list[Part]:
         verdict = Verdict(status="not_inspected", not_inspected=(why,))
-        self.verdicts.append(apply_policy(None, verdict, self._policy).verdict)
+        self.verdicts.append(apply_policy(None, verdict, self._policy, self._surface).verdict)
         return [_text(self._policy.note)]
 
 

@@ -30,8 +30,8 @@ class BrightDetector:
         self.seen: list[Any] = []
 
     def screen(self, images: list[Any]) -> list[Verdict]:
-        self.seen += images
-        return [self._verdict(image) for image in images]
+        self.seen += [picture.image for picture in images]
+        return [self._verdict(picture.image) for picture in images]
 
     def _verdict(self, image: Image.Image) -> Verdict:
         score = float(np.asarray(image).mean() / 255)

@@ -2,5 +2,7 @@
 
 from .limits import Limits
 from .pictures import Picture, PictureSource, read_picture
+from .reader import RequestReader
+from .remote import RemotePolicy
 
-__all__ = ["Limits", "Picture", "PictureSource", "read_picture"]
+__all__ = ["Limits", "Picture", "PictureSource", "RemotePolicy", "RequestReader", "read_picture"]

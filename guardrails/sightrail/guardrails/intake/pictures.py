@@ -23,10 +23,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..errors import ImageError
+from .fetch import fetch
 from .limits import Limits
+from .pdf import render_pages, starts_like_pdf
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
-"""A path, a file: or data: URL, encoded bytes, a PIL picture, or an array [H, W], [H, W, 3|4]."""
+"""A path, a file:, data: or remote address, encoded bytes, a PIL picture, or an array [H, W] or
+[H, W, 3|4]. Remote addresses are fetched only where `Limits.remote` says so."""
 
 _FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 """Raster formats whose decoders run in process; EPS and friends start external programs."""
@@ -39,10 +42,13 @@ class Picture:
     Attributes:
         image: RGB, upright, flattened on white; the first frame. This travels on.
         views: every rendering that has to be screened, `image` first, all of its size or their own.
+        scaled: `image` as a model's processor will have scaled it down, where that is known; these
+            have to be screened too (see `scaling`).
     """
 
     image: Image.Image
     views: tuple[Image.Image, ...]
+    scaled: tuple[Image.Image, ...] = ()
 
 
 def read_picture(source: PictureSource, limits: Limits | None = None) -> Picture:
@@ -54,8 +60,8 @@ def read_picture(source: PictureSource, limits: Limits | None = None) -> Picture
 
     Raises:
         ImageError: it cannot be read; `reason` is a stable code such as `missing_file`,
-            `not_an_image`, `truncated`, `too_large`, `too_small`, `too_many_frames`,
-            `remote_url`, `unsupported_mode`, `unsupported_source`.
+            `not_an_image`, `truncated`, `too_large`, `too_small`, `too_many_frames`, `pdf`,
+            `unsupported_mode`, `unsupported_source`; for remote addresses see `fetch`.
     """
     limits = limits or Limits()
     if isinstance(source, Image.Image):
@@ -83,7 +89,10 @@ def _read_address(text: str, limits: Limits) -> bytes:
     if scheme == "data":
         return _read_data_url(text, limits)
     if scheme != "file" and rest.startswith("//"):
-        raise _problem("remote_url", "remote addresses are not fetched; pass the picture itself")
+        if limits.remote is None or scheme not in ("http", "https"):
+            detail = "remote addresses are not fetched; pass the picture itself"
+            raise _problem("remote_url", detail)
+        return fetch(text.strip(), limits.remote, limits.max_bytes)
     if scheme == "file":
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost"):
@@ -138,6 +147,8 @@ def _decode_bytes(data: bytes, limits: Limits) -> Picture:
         raise _problem("empty", "it holds no bytes")
     if len(data) > limits.max_bytes:
         raise _problem("too_large", f"more than {limits.max_bytes} bytes")
+    if starts_like_pdf(data):
+        return _of_views(render_pages(data, limits), limits)
     try:
         opened = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -171,6 +182,10 @@ def _decode(opened: Image.Image, limits: Limits) -> Picture:
         raise
     except Exception as error:  # as above: truncated data surfaces as OSError, SyntaxError, ...
         raise _problem("truncated", f"it breaks while decoding ({type(error).__name__})") from error
+    return _of_views(views, limits)
+
+
+def _of_views(views: list[Image.Image], limits: Limits) -> Picture:
     for view in views:  # some containers declare one size and hold another
         _check_size(view, 1, limits)
     return Picture(views[0], tuple(_distinct(views)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,14 @@ from .interventions import INSIDE, Interventions, sort_guardrails
 from .loading import load_model
 from .messages import Conversation, Messages, as_messages, pictures, read_messages
 from .options import GenerationOptions, read_options
+from .pixel_parity import seen_by
 from .prompt import Prompt, PromptBuilder, tokenizer_lock
 from .screening_step import Screened, decode_pictures, screen_pictures
 from .stopping import finished_text, showable_text
 from .streaming import StreamEnd, stream_tokens
 
 if TYPE_CHECKING:
+    from ..intake import Limits
     from ..policy import Policy
     from ..verdict import Verdict
 
@@ -45,9 +48,10 @@ class LocalLVLM:
     Args:
         model: any loaded ``AutoModelForImageTextToText``. It is used as it is.
         processor: its processor, with a chat template.
-        guardrails: detectors (they have ``screen``) and in-model guardrails such as
-            ``SafetyPrefix``.
+        guardrails: detectors (they have ``screen``, and get ``Picture`` objects) and in-model
+            guardrails such as ``SafetyPrefix``.
         policy: what a detector's verdict leads to; default ``Policy()``.
+        limits: what intake is willing to decode; default ``Limits()``.
         name: what to call the model in messages.
 
     Raises:
@@ -63,19 +67,23 @@ class LocalLVLM:
         *,
         guardrails: Sequence[Any] = (),
         policy: Policy | None = None,
+        limits: Limits | None = None,
         name: str | None = None,
     ) -> None:
+        from ..intake import Limits
         from ..policy import Policy
 
         self.model = model
         self.processor = processor
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self.policy = policy or Policy()
+        self.limits = limits or Limits()
         self._guards = sort_guardrails(guardrails)
         self.guardrails = tuple(guardrails)
         self._prompts = PromptBuilder(
             processor, context_length=context_length(model), image_token_ids=image_token_ids(model)
         )
+        self._scaling = partial(seen_by, processor)
         self._tower = None
         if self._guards.inside:
             self._tower = text_tower(model, wanted_by=", ".join(self._guards.inside))
@@ -91,6 +99,7 @@ class LocalLVLM:
         *,
         guardrails: Sequence[Any] = (),
         policy: Policy | None = None,
+        limits: Limits | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         revision: str | None = None,
@@ -111,10 +120,16 @@ class LocalLVLM:
             local_files_only=local_files_only,
             **model_kwargs,
         )
-        return cls(model, processor, guardrails=guardrails, policy=policy, name=str(name))
+        return cls(
+            model, processor, guardrails=guardrails, policy=policy, limits=limits, name=str(name)
+        )
 
     def with_guardrails(
-        self, guardrails: Sequence[Any], *, policy: Policy | None = None
+        self,
+        guardrails: Sequence[Any],
+        *,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
     ) -> LocalLVLM:
         """The same model, the same weights in memory, with other guardrails."""
         return type(self)(
@@ -122,6 +137,7 @@ class LocalLVLM:
             self.processor,
             guardrails=guardrails,
             policy=policy or self.policy,
+            limits=limits or self.limits,
             name=self.name,
         )
 
@@ -229,8 +245,10 @@ class LocalLVLM:
 
     def _screen(self, conversation: Conversation) -> Screened:
         if self._guards.detectors:
-            return screen_pictures(conversation, self._guards.detectors, self.policy)
-        return Screened(decode_pictures(conversation))
+            return screen_pictures(
+                conversation, self._guards.detectors, self.policy, self.limits, self._scaling
+            )
+        return Screened(decode_pictures(conversation, self.limits))
 
     def _prompt(self, conversations: Sequence[Conversation]) -> Prompt:
         """Apply the prompt guardrails and build the batch on the model's device."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from ..errors import PromptError
+from ..policy import Surface
 
 ROLES = ("system", "user", "assistant")
 #: A question on its own, or a sequence of ``{"role": ..., "content": ...}``.
@@ -22,9 +23,16 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """A picture in a turn: as the caller gave it, or decoded (PIL, RGB)."""
+    """A picture in a turn: as the caller gave it, or decoded (PIL, RGB).
+
+    Attributes:
+        image: the picture.
+        surface: where it came from, if that is not who speaks: a tool's result told as the user's
+            words is still the tool's.
+    """
 
     image: Any
+    surface: Surface | None = None
 
 
 Part: TypeAlias = TextPart | ImagePart
@@ -57,7 +65,8 @@ def read_messages(messages: Messages) -> Conversation:
     Args:
         messages: a string (one user turn) or a sequence of
             ``{"role": "system" | "user" | "assistant", "content": str | list of parts}`` with parts
-            ``{"type": "text", "text": ...}`` and ``{"type": "image", "image": ...}``.
+            ``{"type": "text", "text": ...}`` and ``{"type": "image", "image": ...}``; a picture may
+            say its ``"surface"`` (see ``policy.Surface``) where it is not the role's own.
 
     Raises:
         PromptError: no message, an unknown role or part type, a part without its payload, or no
@@ -122,7 +131,8 @@ def as_messages(turns: Conversation) -> list[dict[str, Any]]:
 
 def _as_part(part: Part) -> dict[str, Any]:
     if isinstance(part, ImagePart):
-        return {"type": "image", "image": part.image}
+        own = {} if part.surface is None else {"surface": part.surface}
+        return {"type": "image", "image": part.image, **own}
     return {"type": "text", "text": part.text}
 
 
@@ -151,7 +161,9 @@ def _part(part: Any) -> Part:
     if kind == "text" and isinstance(part.get("text"), str):
         return TextPart(part["text"])
     if kind == "image" and part.get("image") is not None:
-        return ImagePart(part["image"])
+        if (surface := part.get("surface")) not in (None, *get_args(Surface)):
+            raise PromptError(f"Unknown surface; use one of {', '.join(get_args(Surface))}.")
+        return ImagePart(part["image"], surface)
     raise PromptError(
         f"Cannot read the message part {_describe(part)}; use "
         '{"type": "text", "text": ...} or {"type": "image", "image": picture, path or bytes}.'

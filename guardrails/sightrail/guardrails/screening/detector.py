@@ -6,35 +6,21 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..errors import ConfigurationError, ImageError
 from ..intake import Limits, Picture, PictureSource, read_picture
-from ..verdict import Box, RiskMap, Verdict
+from ..verdict import RiskMap, Verdict
 from .concepts import ConceptBank
 from .encoder import Encoder, load_encoder
-from .patches import crop_boxes, token_boxes
 from .regions import find_regions
 from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
-from .settings import Calibrated, ScreeningSettings
-
-_ROUNDING: Final = 1e-5
-"""What the same picture's score may differ by between batches of other sizes."""
-
-
-@dataclass(frozen=True)
-class _View:
-    """One rendering of a picture and where its patches are."""
-
-    owner: int
-    image: Image.Image
-    encoded: list[Box]
-    patches: list[Box]
+from .settings import Calibrated, ScreeningSettings, fit_threshold
+from .views import View, views_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,20 +171,12 @@ class RiskDetector:
         Raises:
             ConfigurationError: fewer than 20 could be read, or the rate is not possible.
         """
-        if not 0 <= false_positive_rate < 1:
-            raise ConfigurationError(
-                f"false_positive_rate is {false_positive_rate}; it lies in [0, 1)"
-            )
         read = [item for item in map(self._read, benign) if isinstance(item, Picture)]
         views = [view for i, picture in enumerate(read) for view in self._views(i, picture)]
-        scores = [float(risk.picture.max()) for risk in self._risks(views)]
-        if len(scores) < 20:
-            raise ConfigurationError(
-                f"{len(scores)} pictures could be read; a threshold needs at least 20"
-            )
-        value = float(np.quantile(np.asarray(scores), 1 - false_positive_rate, method="higher"))
-        value += _ROUNDING  # the quantile itself is benign, and >= flags
-        note = f"{source}; n={len(scores)}, false positive rate {false_positive_rate:.3g}"
+        scores = [-np.inf] * len(read)
+        for view, risk in zip(views, self._risks(views), strict=True):
+            scores[view.owner] = max(scores[view.owner], float(risk.picture.max()))
+        value, note = fit_threshold(scores, false_positive_rate, source)
         return replace(self, settings=self.settings.with_threshold(value, value, note))
 
     @cached_property
@@ -207,14 +185,15 @@ class RiskDetector:
         return embed_bank(self.encoder, self.concepts)
 
     def embed(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """Unit embeddings of every patch of every view, all in one encoder pass.
+        """Unit embeddings of every patch of every view.
 
         Returns:
-            One [M, D] a view, in order; a picture has one view, more if it is animated or
-            transparent.
+            One [M, D] a view, in order; a picture has one view, more if it is animated,
+            transparent, or seen at other sizes as well.
         """
         views = [view for i, picture in enumerate(pictures) for view in self._views(i, picture)]
-        return self._embed(views)
+        passes = _passes(views, self.encoder.batch_size)
+        return [patches for part in passes for patches in self._embed(part)]
 
     def _read(self, image: PictureSource | Picture) -> Picture | Verdict:
         if isinstance(image, Picture):
@@ -224,31 +203,26 @@ class RiskDetector:
         except ImageError as error:
             return Verdict.uninspected(error.reason, str(error).partition(": ")[2])
 
-    def _views(self, owner: int, picture: Picture) -> list[_View]:
-        views = []
-        for image in picture.views:
-            crops = crop_boxes(image.size, self.settings.scales)
-            patches = crops
-            if self.settings.patches != "crops":
-                grid = self.encoder.token_grid
-                patches = [box for crop in crops for box in token_boxes(crop, grid)]
-            views.append(_View(owner, image, crops, patches))
-        return views
+    def _views(self, owner: int, picture: Picture) -> list[View]:
+        grid = self.encoder.token_grid if self.settings.patches != "crops" else (1, 1)
+        return views_of(owner, picture, self.settings, grid)
 
-    def _embed(self, views: Sequence[_View]) -> list[Tensor]:
-        """One [M, D] a view. Crops are prepared a pass at a time, so that memory stays bounded."""
-        embedded: list[Tensor] = []
-        for part in _passes(views, self.encoder.batch_size):
-            pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in part])
-            counts = [len(view.encoded) for view in part]
-            if self.settings.patches == "crops":
-                embedded += self.encoder.embed_pixels(pixels).split(counts)
-            else:
-                tokens = self.encoder.embed_tokens(pixels, self.settings.patches)
-                embedded += [crops.flatten(0, 1) for crops in tokens.split(counts)]
-        return embedded
+    def _embed(self, views: Sequence[View]) -> list[Tensor]:
+        """One [M, D] a view, from one encoder pass over all their crops."""
+        pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in views])
+        counts = [len(view.encoded) for view in views]
+        if self.settings.patches == "crops":
+            return list(self.encoder.embed_pixels(pixels).split(counts))
+        tokens = self.encoder.embed_tokens(pixels, self.settings.patches)
+        return [crops.flatten(0, 1) for crops in tokens.split(counts)]
 
-    def _risks(self, views: Sequence[_View]) -> list[Risk]:
+    def _risks(self, views: Sequence[View]) -> list[Risk]:
+        """One risk a view; a pass is embedded, scored and let go, so that memory stays bounded."""
+        return [
+            risk for part in _passes(views, self.encoder.batch_size) for risk in self._score(part)
+        ]
+
+    def _score(self, views: Sequence[View]) -> list[Risk]:
         embedded = self._embed(views)
         risks: dict[int, Risk] = {}
         by_count: dict[int, list[int]] = {}
@@ -263,7 +237,7 @@ class RiskDetector:
     def _verdict(
         self,
         picture: Picture,
-        views: Sequence[tuple[_View, Risk]],
+        views: Sequence[tuple[View, Risk]],
         limit: Calibrated,
         timings: dict[str, float],
     ) -> Verdict:
@@ -275,7 +249,7 @@ class RiskDetector:
         score, flagged = float(per_category.max()), bool(per_category.max() >= limit.picture.value)
         if not np.isfinite(per_category).all():
             return Verdict.failed("the encoder gave scores that are not numbers")
-        shown = [(v, r) for v, r in views if v.image.size == picture.image.size] if flagged else []
+        shown = [(v, r) for v, r in views if v.size == picture.image.size] if flagged else []
         reached = [i for i, value in enumerate(per_category) if value >= limit.picture.value]
         regions = [
             region
@@ -284,7 +258,7 @@ class RiskDetector:
                 view.patches,
                 risk.patches[:, reached],
                 [texts.categories[i] for i in reached],
-                view.image.size,
+                view.size,
                 limit.patch,
             )
         ]
@@ -296,7 +270,7 @@ class RiskDetector:
             scores={c: float(s) for c, s in zip(texts.categories, per_category, strict=True)},
             regions=tuple(sorted(regions, key=lambda region: -region.score)),
             risk_map=RiskMap(
-                size=worst_view.image.size,
+                size=worst_view.size,
                 boxes=tuple(worst_view.patches),
                 scores=tuple(float(s) for s in worst.patches.max(1)),
             ),
@@ -308,9 +282,9 @@ class RiskDetector:
         )
 
 
-def _passes(views: Sequence[_View], most: int) -> Iterator[list[_View]]:
+def _passes(views: Sequence[View], most: int) -> Iterator[list[View]]:
     """Views whose crops fit one encoder pass together; a view with more crops goes alone."""
-    part: list[_View] = []
+    part: list[View] = []
     for view in views:
         if part and sum(len(v.encoded) for v in part) + len(view.encoded) > most:
             yield part

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from ..errors import ConfigurationError
+from ..intake.scaling import SPARSE, Scaler
 from ..verdict import Threshold
 from .patches import Scales
 
@@ -16,9 +19,12 @@ SETTINGS_FILE: Final = "screening.json"
 
 Score = Literal["ot", "ot_printed", "patch_cosine", "whole_cosine"]
 Patches = Literal["crops", "tokens", "values"]
+Side = Annotated[int, Field(ge=8)]
 Weights = Literal["uniform", "printed", "confident"]
 
 PAPER_TAU: Final = 0.42
+MIN_CALIBRATION: Final = 20
+_ROUNDING: Final = 1e-5  # what a score may differ by between batches of other sizes
 
 
 class Calibrated(BaseModel):
@@ -59,10 +65,15 @@ class ScreeningSettings(BaseModel):
             each crop (with `scales=()`, of one pass over the whole picture).
         scales: the crops, besides the whole picture: (share of the side, windows along a side).
         weights: the patch weights a^m: uniform, or softmax of the entropy with either sign.
-        epsilon: entropic strength of `ot`, in cosine units.
+        epsilon: entropic strength of `ot`, in units of the encoder's temperature 1 / logit scale,
+            so that one setting means the same for encoders with narrow and wide cosines.
         printed_epsilon: the same for `ot_printed`; the paper does not state it.
         share: the part of a picture's mass that is transported to a category.
         tolerance: marginal error up to which a transport counts as converged.
+        seen_at: sizes at which a model behind this detector will see pictures: the shorter side, or
+            (width, height). What is there to be seen at these is looked at as well. `LocalLVLM`
+            adds its own model's; a hosted model's has to be named here.
+        seen_through: the scalers for `seen_at`.
         calibrated: thresholds by score.
     """
 
@@ -72,10 +83,12 @@ class ScreeningSettings(BaseModel):
     patches: Patches = "crops"
     scales: Scales = ((0.5, 3), (1 / 3, 5))
     weights: Weights = "uniform"
-    epsilon: PositiveFloat = 0.02
+    epsilon: PositiveFloat = 1.0
     printed_epsilon: PositiveFloat = 0.1
-    share: float = Field(default=0.05, gt=0, lt=1)
+    share: float = Field(default=0.1, gt=0, lt=1)
     tolerance: PositiveFloat = 1e-3
+    seen_at: tuple[Side | tuple[Side, Side], ...] = ()
+    seen_through: tuple[Scaler, ...] = SPARSE
     calibrated: dict[Score, Calibrated] = Field(default_factory=dict)
 
     @classmethod
@@ -113,3 +126,27 @@ class ScreeningSettings(BaseModel):
         """These settings with a threshold for the chosen score."""
         new = Calibrated(picture=Threshold(value=value, source=source), patch=patch)
         return self.model_copy(update={"calibrated": {**self.calibrated, self.score: new}})
+
+
+def fit_threshold(
+    scores: Sequence[float], false_positive_rate: float, source: str
+) -> tuple[float, str]:
+    """The threshold that flags the given share of benign scores, and its provenance.
+
+    Args:
+        scores: one a benign picture, higher is riskier.
+        false_positive_rate: the share of them that may reach the threshold, in [0, 1).
+        source: what the pictures are.
+
+    Raises:
+        ConfigurationError: fewer than 20 scores, or the rate is not possible.
+    """
+    if not 0 <= false_positive_rate < 1:
+        raise ConfigurationError(f"false_positive_rate is {false_positive_rate}; it lies in [0, 1)")
+    if len(scores) < MIN_CALIBRATION:
+        raise ConfigurationError(
+            f"{len(scores)} pictures could be read; a threshold needs at least {MIN_CALIBRATION}"
+        )
+    quantile = float(np.quantile(np.asarray(scores), 1 - false_positive_rate, method="higher"))
+    note = f"{source}; n={len(scores)}, false positive rate {false_positive_rate:.3g}"
+    return quantile + _ROUNDING, note  # the quantile itself is benign, and >= flags

@@ -1,7 +1,8 @@
 """What the payload of a block is worth: something intake can read, or the reason why not.
 
-A message may come from anybody, so the only address that is followed is one that holds its own
-data. A path or ``file:`` address in a message would let its author read pictures of this machine.
+A message may come from anybody, so an address is followed only where it holds its own data, or
+where the limits let intake fetch it. A path or ``file:`` address in a message would let its author
+read pictures of this machine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _MAGIC: Final = re.compile(
 )
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _HEAD: Final = 24  # base64 characters that hold the 18 bytes the longest signature needs
+_HTTP: Final = re.compile(r"https?://", re.IGNORECASE)
 _REMOTE: Final = re.compile(r"(?!file:)(?:[a-z][a-z0-9+.-]+:)?//", re.IGNORECASE)
 
 
@@ -38,11 +40,11 @@ def from_base64(payload: object) -> PictureSource | NotInspected:
 
 
 def from_address(address: object) -> PictureSource | NotInspected:
-    """A URL as a source for intake; only a data URL is one."""
+    """A URL as a source for intake: a data URL, or one that intake judges by `Limits.remote`."""
     if not isinstance(address, str):
         return NotInspected(reason="malformed_block", detail="the address is not text")
     address = address.strip()
-    if address[:5].lower() == "data:":
+    if address[:5].lower() == "data:" or _HTTP.match(address):
         return address
     if _REMOTE.match(address):
         return NotInspected(

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from sightrail.guardrails.intake import PictureSource
+from sightrail.guardrails.policy import Surface
 from sightrail.guardrails.verdict import NotInspected
 
 TextBlock = dict[str, Any]
@@ -25,12 +26,14 @@ class Carrier:
         original: the value as it was found; passes only where the policy allows the unseen.
         rebuild: a picture in the form of the original.
         note: a text in the place of the original.
+        surface: whose word it came with.
     """
 
     source: PictureSource | NotInspected
     original: Any
     rebuild: Callable[[Image.Image], Any]
     note: Callable[[str], Any]
+    surface: Surface = "user"
 
 
 def unseen(

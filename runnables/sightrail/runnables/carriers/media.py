@@ -8,6 +8,7 @@ the first one does not come along.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from PIL import Image
@@ -189,7 +190,7 @@ def _standard_image(block: Block) -> Carrier | None:
     else:
         return unseen(block, "malformed_block", "an image block without a picture")
     form = {"type": "image", **labels, "mime_type": "image/png"}
-    return _carrier(block, payload, lambda image: {**form, "base64": png_base64(image)})
+    return _carrier(block, payload, partial(_standard_png, form))
 
 
 def _inline_key(block: Block) -> str | None:
@@ -223,6 +224,28 @@ def _encoded_like(payload: Any, image: Image.Image) -> bytes | str:
     return png_base64(image) if isinstance(payload, str) else png_bytes(image)
 
 
+def _held_data(block: Block) -> Any:
+    keys = ("base64", "file_data", "data")
+    return next((block[key] for key in keys if block.get(key) is not None), None)
+
+
+def _pdf(block: Block) -> Carrier | None:
+    """A PDF in any provider's form; what is shown of it goes on as LangChain's own image block."""
+    for inner in (block, *(block.get(key) for key in ("file", "source", _inline_key(block)))):
+        if not isinstance(inner, Mapping):
+            continue
+        data = _held_data(inner)
+        mime = _mime(inner) or _mime(block) or _mime_of_url(data)
+        if mime == "application/pdf" and isinstance(data, str | bytes) and not _is_picture(data):
+            form = {"type": "image", **_labels(block), "mime_type": "image/png"}
+            return _carrier(block, from_base64(data), partial(_standard_png, form))
+    return None
+
+
+def _standard_png(form: dict[str, Any], image: Image.Image) -> dict[str, Any]:
+    return {**form, "base64": png_base64(image)}
+
+
 def _file(block: Block) -> Carrier | None:
     """Files of every provider; those that are, or say they are, pictures can be looked at."""
     kind = _kind(block)
@@ -230,10 +253,8 @@ def _file(block: Block) -> Carrier | None:
         return None
     held = block.get("file")
     inner: Block = held if isinstance(held, Mapping) else block
-    data = next(
-        (inner[key] for key in ("base64", "file_data", "data") if inner.get(key) is not None), None
-    )
-    mime = _mime(inner) or _mime(block) or _mime_of_url(data)
+    data, mime = _held_data(inner), _mime(inner) or _mime(block)
+    mime = mime or _mime_of_url(data)
     if not (mime.startswith("image/") or _is_picture(data)):
         return _other_media(block, mime)
     labels, inner_labels = _labels(block), _labels(inner)
@@ -292,11 +313,12 @@ def _other_media(block: Block, mime: str) -> Carrier:
     if family in ("audio", "video"):
         return unseen(block, family, f"{family} cannot be looked at")
     if mime == "application/pdf":
-        return unseen(block, "pdf", "pages of a PDF cannot be looked at")
+        return unseen(block, "pdf", "a PDF that is not in the message itself cannot be looked at")
     return unseen(block, "file", "files cannot be looked at, whatever they hold")
 
 
 _READERS: Final[tuple[Callable[[Block], Carrier | None], ...]] = (
+    _pdf,
     _image_url,
     _source_dict,
     _source_type,

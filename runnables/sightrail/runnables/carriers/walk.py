@@ -15,7 +15,9 @@ import datetime
 import decimal
 import enum
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -30,10 +32,13 @@ from langchain_core.prompt_values import (
 )
 from PIL import Image
 
+from sightrail.guardrails.policy import Surface
+
 from .addresses import from_address, from_base64, is_picture_text, starts_like_picture
 from .carrier import Carrier, png_base64, png_bytes, png_url, unseen
 from .kinds import CALL_ARGUMENTS, kind_of
 from .media import read_media, read_media_in_data
+from .surfaces import surface_of
 
 MAX_DEPTH: Final = 48
 """Nesting beyond this is not looked into: it is not inspected, and refused by default."""
@@ -68,6 +73,7 @@ class Walk:
         self._stamp = stamp
         self._count = 0
         self._loose: list[int] = []
+        self._surface: Surface = "user"
 
     def __call__(self, value: Any) -> Any:
         """The value with every carrier replaced."""
@@ -84,14 +90,25 @@ class Walk:
     def _place(self, carrier: Carrier) -> Any:
         self._loose.append(self._count)
         self._count += 1
-        return self._give(carrier)
+        return self._give(replace(carrier, surface=self._surface))
 
     def _holding(self, holder: Any, look: Callable[[Any, int], Any], depth: int) -> Any:
         """Look into a holder and let it say what was found directly in it."""
         outside, self._loose = self._loose, []
-        seen = look(holder, depth)
+        with self._on(surface_of(holder)):
+            seen = look(holder, depth)
         found, self._loose = self._loose, outside
         return self._stamp(seen, found) if found else seen
+
+    @contextmanager
+    def _on(self, surface: Surface | None) -> Iterator[None]:
+        """What is found meanwhile came from this surface; None for the one it is already on."""
+        outside = self._surface
+        self._surface = surface or outside
+        try:
+            yield
+        finally:
+            self._surface = outside
 
     # What may stand anywhere
 
@@ -235,11 +252,17 @@ class Walk:
         if kind == "wrapped":
             inner = self._block(block["value"], depth + 1)
             return _with_items(block, {} if inner is block["value"] else {"value": inner})
-        if kind == "result" and isinstance(block.get("content"), list | tuple):
+        if kind == "result":
+            with self._on("tool"):
+                return self._result(block, depth)
+        return self._data_items(block, depth, skipping=CALL_ARGUMENTS if kind == "call" else ())
+
+    def _result(self, block: dict[str, Any], depth: int) -> Any:
+        if isinstance(block.get("content"), list | tuple):
             content = self._blocks(block["content"], depth + 1)
             block = _with_items(block, {} if content is block["content"] else {"content": content})
             return self._data_items(block, depth, skipping={"content"})
-        return self._data_items(block, depth, skipping=CALL_ARGUMENTS if kind == "call" else ())
+        return self._data_items(block, depth)
 
 
 def _holds_blocks(key: Any, item: Any) -> bool:
