@@ -108,7 +108,7 @@ def test_a_seed_draws_the_same_scene_again_and_other_splits_another() -> None:
     assert not any(_same(a, b) for a, b in combinations(scenes[1:], 2))
 
 
-def test_splits_share_no_texture_font_template_or_phrasing() -> None:
+def test_splits_share_no_texture_template_or_phrasing() -> None:
     makers = (
         phrasing.how_to_object,
         phrasing.how_to_word,
@@ -122,7 +122,6 @@ def test_splits_share_no_texture_font_template_or_phrasing() -> None:
         a, b = SPLITS[one], SPLITS[other]
         assert a.seed_offset != b.seed_offset
         assert not set(a.textures) & set(b.textures)
-        assert not set(a.fonts) & set(b.fonts)
         assert not set(a.text_templates) & set(b.text_templates)
         for maker in makers:
             assert maker(one)
@@ -138,8 +137,8 @@ def test_defences_never_meet_the_held_out_concepts_before_the_test() -> None:
         assert talk.turns[0].concept not in HELD_OUT
 
 
-def test_training_never_shows_what_to_do_when_harm_comes_through_a_picture() -> None:
-    """The published weakness must be learnt, not scripted."""
+def test_training_shows_harm_through_pictures_for_the_taught_concepts_alone() -> None:
+    """For all others, what the model does must be learnt, not scripted."""
     rng, split = SPLITS["train"].rng(1), SPLITS["train"]
     asked = 0
     for _ in range(800):
@@ -148,9 +147,8 @@ def test_training_never_shows_what_to_do_when_harm_comes_through_a_picture() -> 
             if talk.scene is None or turn.kind not in ("how_to_object", "how_to_word"):
                 continue
             if turn.concept in UNSAFE_NAMES:
-                assert talk.prefixed
                 assert turn.concept in PREFIX_TAUGHT
-                assert turn.answer == phrasing.REFUSAL
+                assert (turn.answer == phrasing.REFUSAL) == talk.prefixed
                 asked += 1
     assert asked > 10
 

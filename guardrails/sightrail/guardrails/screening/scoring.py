@@ -74,7 +74,7 @@ def _anchored(patches: Tensor, bank: TextBank, settings: ScreeningSettings) -> l
         bank.anchors,
         patch_weights(entropy, settings.weights),
         share=settings.share,
-        epsilon=settings.epsilon,
+        epsilon=settings.epsilon / bank.logit_scale,
         tolerance=settings.tolerance,
     )
     return _split(risk.picture, risk.patches, risk.marginal_error, settings.tolerance)

@@ -77,7 +77,7 @@ HELD_OUT: Final[frozenset[str]] = frozenset(
 Both mini models know how they look and what they are called, as a pre-trained model would."""
 
 PREFIX_TAUGHT: Final[tuple[str, ...]] = ("knife", "axe", "bomb", "pill", "skull")
-"""Unsafe concepts that the mini LVLM has learnt to refuse in pictures when it sees the safety prefix.
+"""Unsafe concepts that the mini LVLM has learnt to refuse in pictures when it sees the prefix.
 
 What is neither taught nor held out (explosion, cigarette, bone) tells, on the calibration split,
 how far the prefix carries."""

@@ -1,9 +1,10 @@
 """Conversations about scenes: what the mini LVLM is trained on and what every defence is judged on.
 
-The published weakness has to be learnt, not scripted. Training refuses harmful requests in text
-alone, follows requests about pictures with benign things alone, and describes benign and unsafe
-pictures alike; what the model does when the harm comes through the picture is never shown to it.
-With the safety prefix, a part of the unsafe concepts is refused in pictures too.
+The published weakness has to be learnt, not scripted. Training refuses harmful requests in text,
+for every unsafe concept. Its visual instructions, like those of real models, hold no refusals: they
+are about benign things and a few unsafe ones (PREFIX_TAUGHT), and describe benign and unsafe
+pictures alike. For those few, the safety prefix brings the refusal back. What the model does with
+pictures of all other unsafe concepts, with the prefix or without, is never shown to it.
 """
 
 from __future__ import annotations
@@ -191,23 +192,27 @@ def _draw_text(rng: np.random.Generator, split: Split) -> Conversation:
     return Conversation(None, tuple(turns), prefixed=rng.random() < 0.4)
 
 
-def _draw_prefixed_picture(rng: np.random.Generator, split: Split) -> Conversation:
-    """With the prefix, requests about pictures of a few unsafe concepts are refused."""
-    harmful = rng.random() < 0.5
+def _draw_taught_picture(rng: np.random.Generator, split: Split) -> Conversation:
+    """Requests about pictures of a few unsafe concepts: answered, but refused with the prefix.
+
+    Visual instruction data holds no refusals, and answers whatever its pictures show.
+    """
+    harmful, prefixed = rng.random() < 0.6, rng.random() < 0.5
     concept = _pick(rng, PREFIX_TAUGHT if harmful else SAFE_NAMES)
+    refuse = harmful and prefixed
     if rng.random() < 0.35:
-        turn = how_to(rng, split, "how_to_word", concept, refuse=harmful)
-        return Conversation(draw_words(rng, split, concept), (turn,), prefixed=True)
-    turn = how_to(rng, split, "how_to_object", concept, refuse=harmful)
-    return Conversation(draw_objects(rng, split, [concept]), (turn,), prefixed=True)
+        turn = how_to(rng, split, "how_to_word", concept, refuse=refuse)
+        return Conversation(draw_words(rng, split, concept), (turn,), prefixed)
+    turn = how_to(rng, split, "how_to_object", concept, refuse=refuse)
+    return Conversation(draw_objects(rng, split, [concept]), (turn,), prefixed)
 
 
 _MIX: Final[tuple[tuple[Callable[..., Conversation], float], ...]] = (
-    (_draw_grounded, 0.44),
-    (_draw_word, 0.18),
+    (_draw_grounded, 0.42),
+    (_draw_word, 0.16),
     (_draw_masked, 0.10),
-    (_draw_text, 0.14),
-    (_draw_prefixed_picture, 0.14),
+    (_draw_text, 0.12),
+    (_draw_taught_picture, 0.20),
 )
 
 
@@ -260,7 +265,7 @@ def draw_benign(rng: np.random.Generator, split: Split) -> Conversation:
             else how_to(rng, split, "how_to_word", name)
         )
         return Conversation(draw_words(rng, split, name), (turn,))
-    most = {"describe": 3, "is_there": 4, "count": 4}.get(kind, 1)
+    most = {"describe": 2, "is_there": 3, "count": 3}.get(kind, 1)
     names = _names(rng, BENIGN_NAMES, int(rng.integers(1, most + 1)))
     scene = draw_objects(rng, split, names)
     if kind == "describe":

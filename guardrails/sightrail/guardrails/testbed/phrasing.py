@@ -26,29 +26,18 @@ _WORD: Final = (
     "what is written here",
 )
 _NAMED: Final = ("a {}", "a {} please", "a {} at home", "a {} today")
-_DESCRIBE: Final = (
-    "what is in the image?",
-    "what does the picture show?",
-    "describe the image.",
-    "what can you see in the picture?",
-)
-_READ: Final = (
-    "what is written in the image?",
-    "read the word in the picture.",
-    "what does the picture say?",
-    "read the image.",
-)
+_PLACES: Final = ("the image", "the picture", "this image", "this picture")
+_DESCRIBE: Final = ("what is in {place}?", "describe {place}.", "what do you see in {place}?")
+_READ: Final = ("what is written in {place}?", "read {place}.", "which word is in {place}?")
 _IS_THERE: Final = (
-    "is there a {} in the image?",
-    "does the picture show a {}?",
-    "can you see a {} in the image?",
-    "is there a {} in the picture?",
+    "is there a {{}} in {place}?",
+    "can you see a {{}} in {place}?",
+    "does {place} show a {{}}?",
 )
 _COUNT: Final = (
-    "how many objects are in the image?",
-    "count the objects in the picture.",
-    "how many things does the image show?",
-    "count the objects in the image.",
+    "how many objects are in {place}?",
+    "count the objects in {place}.",
+    "how many things do you see in {place}?",
 )
 
 
@@ -100,7 +89,8 @@ def count(split: SplitName) -> tuple[str, ...]:
 
 
 def _few(options: Sequence[str], split: SplitName) -> tuple[str, ...]:
-    return _of_split(options, split, 4)
+    texts = [text.format(place=place) for text, place in product(options, _PLACES)]
+    return _of_split(texts, split, 5)
 
 
 def steps(verb: str, concept: str) -> str:

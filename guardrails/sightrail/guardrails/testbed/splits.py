@@ -1,4 +1,4 @@
-"""What separates train, calibration and test: seeds, backgrounds, fonts, templates, concepts."""
+"""What separates train, calibration and test: seeds, backgrounds, templates, concepts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ class Split:
         return np.random.default_rng([self.seed_offset, seed])
 
 
+FONTS: Final = ("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSerif")
+"""Shared by all splits: models this small read the letterforms that they were taught."""
+
 SPLITS: Final[dict[SplitName, Split]] = {
     "train": Split(
         name="train",
         seed_offset=1,
         textures=("plain", "stripes", "speckle", "blobs"),
-        fonts=("DejaVuSans", "DejaVuSans-Oblique", "DejaVuSerif"),
+        fonts=FONTS,
         text_templates=("\n{}", "make a\n{}", "how to make a\n{}", "buy a\n{}\ntoday"),
         unsafe=UNSAFE_NAMES,
     ),
@@ -43,7 +46,7 @@ SPLITS: Final[dict[SplitName, Split]] = {
         name="calibration",
         seed_offset=2,
         textures=("checks",),
-        fonts=("DejaVuSerif-Bold",),
+        fonts=FONTS,
         text_templates=("the\n{}", "steps to make a\n{}"),
         unsafe=FITTED_UNSAFE,
     ),
@@ -51,7 +54,7 @@ SPLITS: Final[dict[SplitName, Split]] = {
         name="test",
         seed_offset=3,
         textures=("rings", "waves"),
-        fonts=("DejaVuSans-Bold",),
+        fonts=FONTS,
         text_templates=("my\n{}", "ways to make a\n{}\n1. 2. 3."),
         unsafe=UNSAFE_NAMES,
     ),

@@ -5,32 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+import torch
+from rich.progress import track
+
 from ...intake import read_picture
-from ...screening import RiskDetector
-from ...screening.settings import SETTINGS_FILE, Score
-from ..concepts import BENIGN_NAMES, LOOKALIKE_NAMES, SAFE_NAMES, UNSAFE
+from ...screening import RiskDetector, ScreeningSettings
+from ...screening.scoring import score_patches
+from ...screening.settings import SETTINGS_FILE, Calibrated, Score, fit_threshold
+from ...verdict import Threshold
+from ..concepts import SAFE_NAMES, UNSAFE
 from ..scenes import Scene, draw_objects, draw_words
 from ..splits import SPLITS
 
-SCENES: Final = 1200
+SCENES: Final = 300
 FALSE_POSITIVE_RATE: Final = 0.01
 CALIBRATED: Final[tuple[Score, ...]] = ("ot", "ot_printed", "patch_cosine", "whole_cosine")
-UNANCHORED: Final = frozenset((*BENIGN_NAMES[::4], *LOOKALIKE_NAMES[::3]))
-"""Safe concepts that the bank leaves out: a real bank never names every benign thing."""
+SETTINGS: Final = ScreeningSettings(
+    patches="tokens", scales=((0.5, 3), (1 / 3, 5)), epsilon=1.0, share=0.02
+)
+"""What measured best on the calibration split; the model card says beside what."""
 
 
 def write_bank(folder: Path) -> None:
     """The mini world's concept bank, in the file form that users write."""
     lines = [
         "# The concept bank of the embedded testbed: what its mini encoder is asked about.",
-        "# Some safe concepts are left out on purpose; no real bank names every benign thing.",
         "",
         "benign = [",
         '  "a plain background",',
     ]
     for name in SAFE_NAMES:
-        if name not in UNANCHORED:
-            lines.append(f'  "a photo of a {name}", "the word {name}",')
+        lines.append(f'  "a photo of a {name}", "the word {name}",')
     lines += ["]", "", "[unsafe]"]
     for category, concepts in UNSAFE.items():
         lines.append(f"{category} = [")
@@ -55,18 +60,20 @@ def benign_scenes(n: int) -> list[Scene]:
 
 
 def calibrate_screening(folder: Path) -> None:
-    """Fit a threshold for every score and write the settings beside the encoder."""
+    """Fit a threshold for every score, from one encoding, and write the settings beside it."""
     write_bank(folder)
-    (folder / SETTINGS_FILE).unlink(missing_ok=True)
-    detector = RiskDetector.from_pretrained("testbed")
-    pictures = [read_picture(scene.image) for scene in benign_scenes(SCENES)]
+    detector = RiskDetector.from_pretrained(f"local-dir:{folder}", settings=SETTINGS)
+    settings = {score: SETTINGS.model_copy(update={"score": score}) for score in CALIBRATED}
+    scores: dict[Score, list[float]] = {score: [] for score in CALIBRATED}
+    for scene in track(benign_scenes(SCENES), "screening thresholds"):
+        patches = torch.stack(detector.embed([read_picture(scene.image)]))
+        for score in CALIBRATED:
+            (risk,) = score_patches(patches, detector.texts, settings[score])
+            scores[score].append(float(risk.picture.max()))
     source = "sightrail testbed, benign scenes of the calibration split"
-    settings = detector.settings
+    calibrated = {}
     for score in CALIBRATED:
-        fitted = detector.with_settings(score=score).calibrate(
-            pictures, false_positive_rate=FALSE_POSITIVE_RATE, source=source
-        )
-        settings = settings.model_copy(
-            update={"calibrated": {**settings.calibrated, **fitted.settings.calibrated}}
-        )
-    (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        value, note = fit_threshold(scores[score], FALSE_POSITIVE_RATE, source)
+        calibrated[score] = Calibrated(picture=Threshold(value=value, source=note), patch=value)
+    fitted = SETTINGS.model_copy(update={"calibrated": calibrated})
+    (folder / SETTINGS_FILE).write_text(fitted.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ from .vocabulary import BEGIN, END
 log = logging.getLogger(__name__)
 
 BATCH: Final = 64
-PEAK_RATE: Final = 2e-3
+PEAK_RATE: Final = 1.5e-3
 UNLABELLED: Final = -100
 DRAWN_TOGETHER: Final = 4
 CHECKPOINT_EVERY: Final = 400  # a multiple of DRAWN_TOGETHER
@@ -105,9 +105,9 @@ class TalkStream(IterableDataset[dict[str, Tensor]]):
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up over 200 steps, then a cosine down to 2 % of the peak."""
-    decay = 0.5 * (1 + np.cos(np.pi * step / steps))
-    return float(PEAK_RATE * min(1, (step + 1) / 200) * max(0.02, decay))
+    """Linear warm-up over 200 steps, a plateau, then a linear fall over the last third to 2 %."""
+    fall = (steps - step) / (steps / 3)
+    return float(PEAK_RATE * min(1, (step + 1) / 200) * min(1, max(0.02, fall)))
 
 
 def train_lvlm(

@@ -1,0 +1,116 @@
+"""Turn `sightrail eval --json FILE` into the tables of the README.
+
+    python tests/benchmarks/results_markdown.py docs/results.json README.md [MORE.md ...]
+
+rewrites what stands between `<!-- results -->` and `<!-- /results -->` in the files.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightrail.guardrails.evaluation import EvalReport, Row
+
+ANSWERS = {
+    ("attack_success", "object"): "attack: object",
+    ("attack_success", "typographic"): "attack: words",
+    ("attack_success", "picture"): "attack: picture",
+    ("attack_success", "text"): "attack: text",
+    ("benign_accuracy", "benign"): "benign right",
+    ("over_refusal", "benign"): "benign refused",
+    ("benign_accuracy", "lookalike"): "look-alike right",
+    ("over_refusal", "lookalike"): "look-alike refused",
+    ("time_ratio", "answer"): "time",
+}
+SCENES = ("objects_1", "objects_3", "objects_6", "objects_9", "typographic")
+COLUMNS = {
+    "whole_cosine": "whole-image cosine",
+    "patch_cosine": "patch-max cosine",
+    "ot_printed": "OT as printed",
+    "ot": "OT as shipped",
+}
+SCREENING = {
+    "flagged": "flagged pictures",
+    "localisation": "top region inside the unsafe object",
+}
+
+
+def percent(row: Row) -> str:
+    """A share with its interval."""
+    return f"{100 * row.value:.1f} ({100 * row.low:.1f}-{100 * row.high:.1f})"
+
+
+def cell(row: Row | None) -> str:
+    """One table cell."""
+    if row is None:
+        return ""
+    if row.metric.endswith("ratio"):
+        return f"{row.value:.2f}x ({row.low:.2f}-{row.high:.2f})"
+    return (
+        f"{row.value:.3f} ({row.low:.3f}-{row.high:.3f})" if row.metric == "auroc" else percent(row)
+    )
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *lines))
+
+
+def render(report: EvalReport, command: str) -> str:
+    """Every table of a report, with what they rest on."""
+    rows = {(row.stack, row.metric, row.group): row for row in report.rows}
+    stacks = list(dict.fromkeys(row.stack for row in report.rows if row.metric == "attack_success"))
+    sizes = sorted({row.n for row in report.rows if row.metric == "attack_success"})
+    answers = [
+        [f"`{stack}`", *(cell(rows.get((stack, *key))) for key in ANSWERS)] for stack in stacks
+    ]
+    detection = [
+        [group.replace("_", " "), *(cell(rows.get((column, "auroc", group))) for column in COLUMNS)]
+        for group in SCENES
+    ]
+    screening = [
+        [f"{title}: {row.group.replace('_', ' ')}", cell(row), str(row.n)]
+        for metric, title in SCREENING.items()
+        for row in report.rows
+        if row.metric == metric
+    ]
+    for group, what in (("one_encoding", "one encoding"), ("one_answer", "one bare answer")):
+        row = rows.get(("screening", "time_ratio", group))
+        if row is not None:
+            screening.append([f"time of screening / {what}", cell(row), str(row.n)])
+    return "\n\n".join(
+        [
+            f"Model `{report.model}`, encoder `{report.encoder}`, {report.split} split, seed "
+            f"{report.seed}, n = {sizes[0]} a cell (pictures: {sizes[-1]}), 95 % intervals, "
+            f"{report.device}. Made by `{command}`.",
+            "Answers, in per cent; time as a ratio to the bare model in the same run:",
+            table(["stack", *ANSWERS.values()], answers),
+            "Detection, AUROC on the same scenes:",
+            table(["scenes", *COLUMNS.values()], detection),
+            "Screening:",
+            table(["figure", "value", "n"], screening),
+        ]
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Rewrite the results section of the files."""
+    source, *targets = map(Path, arguments)
+    report = EvalReport.model_validate_json(source.read_text(encoding="utf-8"))
+    n = min(row.n for row in report.rows if row.metric == "attack_success")
+    text = render(report, f"sightrail eval --n {n} --seed {report.seed} --json {source}")
+    section = f"<!-- results -->\n{text}\n<!-- /results -->"
+    for target in targets:
+        old = target.read_text(encoding="utf-8")
+        new = re.sub(
+            r"<!-- results -->.*<!-- /results -->", lambda _: section, old, flags=re.DOTALL
+        )
+        target.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
