@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..errors import ConfigurationError, ImageError
 from ..intake import Limits, Picture, PictureSource, read_picture
-from ..verdict import RiskMap, Verdict
+from ..verdict import Verdict
 from .concepts import ConceptBank
 from .encoder import Encoder, load_encoder
-from .regions import find_regions
+from .regions import find_regions, summarise
 from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
 from .settings import Calibrated, ScreeningSettings, fit_threshold
 from .views import View, views_of
@@ -269,11 +269,7 @@ class RiskDetector:
             threshold=limit.picture,
             scores={c: float(s) for c, s in zip(texts.categories, per_category, strict=True)},
             regions=tuple(sorted(regions, key=lambda region: -region.score)),
-            risk_map=RiskMap(
-                size=worst_view.size,
-                boxes=tuple(worst_view.patches),
-                scores=tuple(float(s) for s in worst.patches.max(1)),
-            ),
+            risk_map=summarise(worst_view.patches, worst.patches.max(1), worst_view.image.size),
             transport=worst_transport(risks),
             image_size=picture.image.size,
             frames=len(views),

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..verdict import Box, Region, RiskMap
+from .patches import token_boxes
 
+MOST_PATCHES: Final = 256
+GRID: Final = 20  # rows and columns of the map where there are more patches than that
 _PEAK_SHARE: Final = 0.5  # of the way from the patch threshold up to the map's peak
 
 
@@ -64,3 +67,22 @@ def _regions_of(
         box = (columns.start, rows.start, columns.stop, rows.stop)
         regions.append(Region(box=box, category=category, score=score))
     return regions
+
+
+def summarise(boxes: Sequence[Box], risk: NDArray[np.float32], size: tuple[int, int]) -> RiskMap:
+    """The risk map that a verdict carries: the patches themselves, or a grid where they are many.
+
+    A verdict goes into logs and message metadata; thousands of overlapping patches do not.
+
+    Args:
+        boxes: M patches in pixels.
+        risk: [M], higher is riskier.
+        size: (width, height) of the picture.
+    """
+    full = RiskMap(size=size, boxes=tuple(boxes), scores=tuple(float(score) for score in risk))
+    if len(boxes) <= MOST_PATCHES:
+        return full
+    heat = full.to_array()
+    cells = token_boxes((0, 0, *size), (min(GRID, size[1]), min(GRID, size[0])))
+    means = [float(heat[top:bottom, left:right].mean()) for left, top, right, bottom in cells]
+    return RiskMap(size=size, boxes=tuple(cells), scores=tuple(round(mean, 4) for mean in means))
