@@ -9,6 +9,7 @@ import torch
 
 from ..intake import read_picture
 from ..screening import RiskDetector
+from ..screening.asking import Detector
 from ..screening.scoring import score_patches
 from ..testbed.conversations import Conversation
 from ..testbed.scenes import Scene
@@ -66,12 +67,12 @@ def _scores(detector: RiskDetector, scenes: Sequence[Scene], tick: Tick) -> dict
     return found
 
 
-def screen_all(detector: RiskDetector, scenes: Sequence[Scene], tick: Tick) -> list[Verdict]:
+def screen_all(detector: Detector, scenes: Sequence[Scene], tick: Tick) -> list[Verdict]:
     """Verdicts of many scenes, some at a time."""
     verdicts: list[Verdict] = []
     for start in range(0, len(scenes), _CHUNK):
         part = scenes[start : start + _CHUNK]
-        verdicts += detector.screen([scene.image for scene in part])
+        verdicts += detector.screen([read_picture(scene.image) for scene in part])
         tick(len(part))
     return verdicts
 
@@ -101,7 +102,7 @@ def _localisation(
 
 
 def flagged_rows(
-    detector: RiskDetector, requests: dict[str, list[Conversation]], tick: Tick
+    detector: Detector, requests: dict[str, list[Conversation]], tick: Tick
 ) -> list[Row]:
     """`flagged`: the share of each request group's pictures that the detector flags."""
     rows = []

@@ -11,6 +11,7 @@ import torch
 from ..errors import ConfigurationError
 from ..runtime import LocalLVLM
 from ..screening import RiskDetector
+from ..screening.cache import CachedDetector
 from ..testbed import TESTBED
 from ..testbed.splits import SPLITS, SplitName
 from .detection import COLUMNS, detection_rows, flagged_rows
@@ -23,6 +24,7 @@ from .timing import timing_rows
 
 Progress = Callable[[str, int, int], None]
 _TIMED_REQUESTS = 21
+_SEEN_PICTURES = 8192
 
 
 class _Counter:
@@ -75,9 +77,10 @@ def evaluate(
         )
     detector = RiskDetector.from_pretrained(encoder)
     names = list(dict.fromkeys([BARE, *(stacks or DEFAULT_STACKS)]))
-    guards = {name: build_stack(name, detector) for name in names}
     bare = LocalLVLM.from_pretrained(model)
-    built = {name: bare.with_guardrails(guards[name]) for name in names}
+    # Stacks share what was seen of a picture, except where they are timed.
+    shared = CachedDetector(detector, max_items=_SEEN_PICTURES)
+    built = {name: bare.with_guardrails(build_stack(name, shared)) for name in names}
     requests = {group: draw_requests(group, n, split, seed) for group in (*ATTACKS, *BENIGN)}
     judge = exact_judge if model == TESTBED else keyword_judge
 
@@ -91,11 +94,12 @@ def evaluate(
         rows += request_rows(name, lvlm, requests, judge, tick)
     if detection:
         tick.what = "detection"
-        rows += flagged_rows(detector, requests, tick)
+        rows += flagged_rows(shared, requests, tick)
         rows += detection_rows(detector, n, split, seed, tick)
     if timing:
         tick.what = "timing"
-        rows += timing_rows(built, detector, requests["benign"][:_TIMED_REQUESTS], tick)
+        timed = {name: bare.with_guardrails(build_stack(name, detector)) for name in names}
+        rows += timing_rows(timed, detector, requests["benign"][:_TIMED_REQUESTS], tick)
     return EvalReport(
         model=model,
         encoder=encoder,

@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from ..errors import ConfigurationError
 from ..prompting import AttentiveCalibration, SafetyPrefix
-from ..screening import RiskDetector
+from ..screening.asking import Detector
 
 BARE: Final = "bare"
 
-_PARTS: Final[dict[str, Callable[[RiskDetector], list[Any]]]] = {
+_PARTS: Final[dict[str, Callable[[Detector], list[Any]]]] = {
     BARE: lambda detector: [],
     "prefix": lambda detector: [SafetyPrefix()],
     "calibration": lambda detector: [SafetyPrefix(calibration=AttentiveCalibration())],
@@ -22,7 +22,7 @@ _PARTS: Final[dict[str, Callable[[RiskDetector], list[Any]]]] = {
 DEFAULT_STACKS: Final = ("bare", "prefix", "prefix+calibration", "screen", "guardalign")
 
 
-def build_stack(name: str, detector: RiskDetector) -> list[Any]:
+def build_stack(name: str, detector: Detector) -> list[Any]:
     """The guardrails of `a+b`, in the order of the data: screening, then prompt, then model.
 
     Raises:
@@ -45,4 +45,4 @@ def _merged(guards: Sequence[Any]) -> list[Any]:
         calibrated = getattr(guard, "calibration", None) is not None
         if type(guard) not in kept or calibrated:
             kept[type(guard)] = guard
-    return sorted(kept.values(), key=lambda guard: not isinstance(guard, RiskDetector))
+    return sorted(kept.values(), key=lambda guard: not hasattr(guard, "screen"))
