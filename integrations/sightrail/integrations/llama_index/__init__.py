@@ -17,23 +17,32 @@ if TYPE_CHECKING:
     from .screening import ImageScreen
     from .tools import guard_tool
     from .transform import ImageRiskTransform
+    from .workflow import AskEvent, ImageGuardWorkflow, ReviewedEvent, ReviewRequestedEvent
 
 _HOME: Final = {
-    "LVLM": "lvlm",
+    "AskEvent": "workflow",
+    "ImageGuardWorkflow": "workflow",
     "ImageRiskPostprocessor": "postprocessor",
     "ImageRiskTransform": "transform",
     "ImageScreen": "screening",
     "ImagesScreenedEvent": "events",
+    "LVLM": "lvlm",
+    "ReviewRequestedEvent": "workflow",
+    "ReviewedEvent": "workflow",
     "guard_tool": "tools",
     "read_marker": "marks",
 }
 
-__all__ = [
-    "LVLM",
+__all__ = [  # noqa: RUF022 - in plain order, as every package here has it
+    "AskEvent",
+    "ImageGuardWorkflow",
     "ImageRiskPostprocessor",
     "ImageRiskTransform",
     "ImageScreen",
     "ImagesScreenedEvent",
+    "LVLM",
+    "ReviewRequestedEvent",
+    "ReviewedEvent",
     "guard_tool",
     "read_marker",
 ]

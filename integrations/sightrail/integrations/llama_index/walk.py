@@ -88,6 +88,7 @@ class Walk:
         self._count = 0
         self._loose: list[int] = []
         self._surface: Surface = surface
+        self._met: dict[int, tuple[range, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
         """The value with every carrier replaced."""
@@ -252,6 +253,17 @@ class Walk:
         return blocks if all(a is b for a, b in zip(seen, blocks, strict=True)) else seen
 
     def _block(self, block: BaseContentBlock, depth: int) -> Any:
+        """A tool's blocks often are its raw output as well: the same object is looked at once."""
+        if id(block) not in self._met:
+            before = self._count
+            seen = self._new_block(block, depth)
+            self._met[id(block)] = (range(before, self._count), seen)
+            return seen
+        numbers, seen = self._met[id(block)]
+        self._loose += numbers
+        return seen
+
+    def _new_block(self, block: BaseContentBlock, depth: int) -> Any:
         if depth > MAX_DEPTH:
             return self._place(unseen(block, "too_deep", f"more than {MAX_DEPTH} levels"))
         carrier = read_block(block)

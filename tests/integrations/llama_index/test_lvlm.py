@@ -1,0 +1,283 @@
+"""LVLM on a tiny LLaVA: answers, refusals, streams, and the query engines it stands in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core import VectorStoreIndex
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.schema import ImageDocument, ImageNode, NodeWithScore, TextNode
+
+from chain_helpers import (
+    CLEAN,
+    REMOTE,
+    RISKY,
+    BrokenDetector,
+    RedDetector,
+    clean_picture,
+    text64,
+)
+from llama_helpers import BLOCKS, file_of, same
+from sightrail.guardrails import (
+    ConfigurationError,
+    ImageRefused,
+    LocalLVLM,
+    ModelLoadError,
+    Policy,
+    PromptError,
+    SafetyPrefix,
+    Verdict,
+)
+from sightrail.integrations.llama_index import LVLM, ImageScreen
+from tiny_models import tiny
+
+REFUSE = Policy(on_flagged="refuse", refusal="Not this picture.")
+TEXTS = {"TextBlock data url", "TextBlock base64"}
+
+
+class RecordingLVLM(LocalLVLM):
+    """The real model, which also keeps what it was asked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: list[Any] = []
+
+    def chat(self, messages: Any, **options: Any) -> Any:
+        self.asked.append(messages)
+        return super().chat(messages, **options)
+
+    def stream(self, messages: Any, **options: Any) -> Any:
+        self.asked.append(messages)
+        return super().stream(messages, **options)
+
+
+@pytest.fixture
+def local() -> RecordingLVLM:
+    return RecordingLVLM(*tiny("llava"), name="tiny")
+
+
+@pytest.fixture
+def llm(local: RecordingLVLM) -> LVLM:
+    return LVLM(model=local, max_tokens=12)
+
+
+def asked(data: bytes = CLEAN, **fields: Any) -> ChatMessage:
+    blocks = [TextBlock(text="what is this?"), ImageBlock(image=data)]
+    return ChatMessage(blocks=blocks, **fields)
+
+
+def images(turns: Any) -> list[Any]:
+    return [p["image"] for turn in turns for p in turn["content"] if p["type"] == "image"]
+
+
+def texts(turns: Any) -> list[tuple[str, str]]:
+    return [
+        (turn["role"], part["text"])
+        for turn in turns
+        for part in turn["content"]
+        if part["type"] == "text"
+    ]
+
+
+async def _ways(llm: LVLM, messages: list[ChatMessage]) -> list[Any]:
+    """The last response of every way of asking."""
+    streamed = list(llm.stream_chat(messages))
+    streamed_later = [piece async for piece in await llm.astream_chat(messages)]
+    for pieces in (streamed, streamed_later):
+        assert "".join(piece.delta for piece in pieces) == pieces[-1].message.content
+    return [
+        llm.chat(messages),
+        await llm.achat(messages),
+        streamed[-1],
+        streamed_later[-1],
+    ]
+
+
+async def test_every_way_of_asking_gives_the_models_answer(llm: LVLM, local: RecordingLVLM) -> None:
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image", "image": clean_picture()}]
+    bare = local.chat([{"role": "user", "content": parts}], max_new_tokens=12)
+    for response in await _ways(llm, [asked()]):
+        assert response.message.content == bare.text
+        assert response.message.role == MessageRole.ASSISTANT
+        assert response.additional_kwargs["prompt_tokens"] == bare.usage.input_tokens
+        assert response.raw == {
+            "model": "tiny",
+            "finish_reason": bare.finish_reason,
+            "refused": False,
+            "verdicts": [],
+            "usage": response.additional_kwargs,
+        }
+
+
+async def test_every_way_of_refusing_carries_the_verdict(local: RecordingLVLM) -> None:
+    llm = LVLM(model=local, guardrails=[RedDetector()], policy=REFUSE)
+    for response in await _ways(llm, [asked(RISKY)]):
+        assert response.message.content == "Not this picture."
+        assert (response.raw["finish_reason"], response.raw["refused"]) == ("refused", True)
+        (verdict,) = response.message.additional_kwargs["verdicts"]
+        assert Verdict.model_validate(verdict).action == "refuse"
+
+
+async def test_every_way_refuses_what_cannot_be_looked_at(llm: LVLM, local: RecordingLVLM) -> None:
+    message = ChatMessage(blocks=[TextBlock(text="see"), ImageBlock(url=REMOTE)])
+    for response in await _ways(llm, [message]):
+        (verdict,) = response.raw["verdicts"]
+        assert verdict["not_inspected"][0]["reason"] == "remote_url"
+        assert response.raw["usage"]["total_tokens"] == 0
+    assert not local.asked
+
+
+async def test_prompts_without_roles_take_pictures_beside_them(
+    llm: LVLM, local: RecordingLVLM, tmp_path: Path
+) -> None:
+    beside = [
+        ImageDocument(image_path=str(file_of(CLEAN, tmp_path))),
+        NodeWithScore(node=ImageNode(image=text64(CLEAN))),
+    ]
+    answers = [
+        llm.complete("what?", image_documents=beside),
+        await llm.acomplete("what?", image_documents=beside),
+        list(llm.stream_complete("what?", image_documents=beside))[-1],
+        [p async for p in await llm.astream_complete("what?", image_documents=beside)][-1],
+    ]
+    assert len({answer.text for answer in answers}) == 1
+    assert all(answer.raw["finish_reason"] in ("stop", "length") for answer in answers)
+    assert all(same(images(turns), clean_picture()) for turns in local.asked)
+    assert [len(images(turns)) for turns in local.asked] == [2] * 4
+    refused = llm.complete("what?", image_documents=[ImageNode(image_url=REMOTE)])
+    assert refused.raw["refused"]
+    with pytest.raises(PromptError, match="holds no picture"):
+        llm.complete("what?", image_documents=[TextNode(text="words")])
+
+
+@pytest.mark.parametrize("carrier", sorted(set(BLOCKS) - TEXTS))
+def test_the_model_is_shown_the_very_pixels(
+    carrier: str, llm: LVLM, local: RecordingLVLM, tmp_path: Path
+) -> None:
+    llm.chat([ChatMessage(blocks=[BLOCKS[carrier](CLEAN, tmp_path)])])
+    assert same(images(local.asked[-1]), clean_picture())
+
+
+def test_roles_tools_and_asides_become_turns(llm: LVLM, local: RecordingLVLM) -> None:
+    llm.chat(
+        [
+            ChatMessage("be brief", role=MessageRole.SYSTEM),
+            ChatMessage("look", role=MessageRole.USER),
+            ChatMessage(
+                role=MessageRole.ASSISTANT,
+                blocks=[
+                    ThinkingBlock(content="hm"),
+                    ToolCallBlock(tool_name="shot", tool_kwargs={"page": 2}),
+                ],
+            ),
+            ChatMessage(
+                role=MessageRole.TOOL,
+                blocks=[ImageBlock(image=CLEAN)],
+                additional_kwargs={"name": "shot", "tool_call_id": "1"},
+            ),
+            ChatMessage(
+                blocks=[
+                    CachePoint(cache_control={"type": "ephemeral"}),
+                    CitableBlock(title="a", source="b", content=[TextBlock(text="cited")]),
+                    TextBlock(text="and now?"),
+                ],
+            ),
+        ]
+    )
+    (turns,) = local.asked
+    assert texts(turns) == [
+        ("system", "be brief"),
+        ("user", "look"),
+        ("assistant", 'Called the tool shot with {"page": 2}.'),
+        ("user", "Result of the tool shot:"),
+        ("user", "cited"),
+        ("user", "and now?"),
+    ]
+    assert same(images(turns), clean_picture())
+
+
+def test_what_may_pass_unseen_is_still_not_shown(local: RecordingLVLM) -> None:
+    llm = LVLM(model=local, policy=Policy(on_not_inspected="allow"), max_tokens=2)
+    response = llm.chat([ChatMessage(blocks=[ImageBlock(url=REMOTE), TextBlock(text="hi")])])
+    assert not response.raw["refused"]
+    assert [v["action"] for v in response.raw["verdicts"]] == ["allow"]
+
+
+def test_messages_that_were_refused_are_answered_without_the_model(
+    llm: LVLM, local: RecordingLVLM
+) -> None:
+    (outcome,) = ImageScreen(RedDetector(), REFUSE).screen([[asked(RISKY)]])
+    assert outcome.refused
+    response = llm.chat(outcome.value)
+    assert response.raw["refused"]
+    assert [v["action"] for v in response.raw["verdicts"]] == ["refuse"]
+    assert not local.asked
+
+
+def test_a_refusal_in_the_history_does_not_silence_the_model(local: RecordingLVLM) -> None:
+    llm = LVLM(model=local, guardrails=[RedDetector()], policy=REFUSE, max_tokens=2)
+    said = llm.chat([asked(RISKY)]).message
+    history = [ChatMessage("look"), said, ChatMessage("well?")]
+    assert not llm.chat(history).raw["refused"]
+
+
+def test_a_broken_detector_refuses(local: RecordingLVLM) -> None:
+    llm = LVLM(model=local, guardrails=[BrokenDetector()])
+    assert llm.chat([asked()]).raw["refused"]
+
+
+def test_the_policy_may_ask_for_an_exception(local: RecordingLVLM) -> None:
+    llm = LVLM(model=local, guardrails=[RedDetector()], policy=Policy(on_flagged="raise"))
+    with pytest.raises(ImageRefused):
+        llm.chat([asked(RISKY)])
+
+
+def test_settings_reach_the_model_and_impossible_ones_are_errors(llm: LVLM) -> None:
+    short = llm.chat([asked()], max_tokens=1)
+    assert short.raw["usage"]["completion_tokens"] == 1
+    with pytest.raises(ConfigurationError, match="tools: local models"):
+        llm.chat([asked()], tools=[{"name": "f"}])
+    with pytest.raises(ConfigurationError, match="num_dreams"):
+        llm.chat([asked()], num_dreams=3)
+    with pytest.raises(ValueError, match="no local model"):
+        LVLM(model=3)
+    with pytest.raises(ModelLoadError):
+        LVLM(model="no/such-model").complete("hi", local_files_only=True)
+
+
+def test_metadata_says_what_the_model_is(llm: LVLM) -> None:
+    assert llm.metadata.context_window == 2048
+    assert llm.metadata.num_output == 12
+    assert llm.metadata.is_chat_model
+    assert llm.metadata.model_name == "tiny"
+    assert "model" not in llm.to_dict()
+    assert "shelf" not in repr(llm)
+
+
+def test_guardrails_go_on_a_copy_of_the_model(local: RecordingLVLM) -> None:
+    llm = LVLM(model=local, guardrails=[SafetyPrefix()], max_tokens=4)
+    assert llm._local().model is local.model
+    assert llm.chat([asked()]).message.content is not None
+    assert local.guardrails == ()
+
+
+def test_a_multimodal_query_engine_asks_it_about_retrieved_pictures(
+    llm: LVLM, local: RecordingLVLM
+) -> None:
+    node = ImageNode(image=text64(CLEAN), text="a caption")
+    index = VectorStoreIndex([node], embed_model=MockEmbedding(embed_dim=3))
+    engine = index.as_query_engine(llm=llm, multimodal=True, response_mode="simple_summarize")
+    assert str(engine.query("what is it?")) is not None
+    assert same(images(local.asked[-1]), clean_picture())

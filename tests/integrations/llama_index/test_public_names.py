@@ -1,0 +1,44 @@
+"""The public names of the package: sorted, importable, and light to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import sightrail.integrations.llama_index as package
+from repository import environment
+
+
+def test_names_are_sorted_and_an_unknown_one_is_an_attribute_error() -> None:
+    assert sorted(package.__all__) == package.__all__ == dir(package)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = package.Nothing
+
+
+@pytest.mark.parametrize("name", package.__all__)
+def test_every_name_can_be_imported_and_says_what_it_is(name: str) -> None:
+    value = getattr(package, name)
+    assert value.__name__ == name
+    assert value.__doc__
+    assert value.__module__.startswith(package.__name__)
+
+
+def test_importing_the_package_loads_nothing_and_its_adapters_load_no_model_library() -> None:
+    code = f"""
+import sys, {package.__name__} as package
+print(*sorted({{"torch", "transformers", "open_clip", "llama_index"}} & set(sys.modules)))
+for name in package.__all__:
+    getattr(package, name)
+print(*sorted({{"torch", "open_clip"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == []
