@@ -47,6 +47,8 @@ def fetch(url: str, policy: RemotePolicy, max_bytes: int) -> bytes:
         for _ in range(policy.max_redirects + 1):
             target = read_target(url, policy)
             found = _ask(target, deadline, max_bytes)
+            if time.monotonic() >= deadline:  # a connection torn down reads like one that ended
+                raise TimeoutError
             if isinstance(found, bytes):
                 return found
             url = urljoin(url, found)

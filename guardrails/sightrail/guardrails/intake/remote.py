@@ -101,8 +101,10 @@ def read_target(url: str, policy: RemotePolicy) -> Target:
 
 def _host(text: str) -> str:
     """A host in its one form: ASCII, lower case, no final dot; raises ValueError for no host."""
+    if "%" in text:
+        raise ValueError("a zone of this machine's network, or an escape")
     if ":" in text:
-        return str(ipaddress.IPv6Address(text))  # a zone ("%eth0") is kept apart and refused
+        return str(ipaddress.IPv6Address(text))
     host = text.encode("idna").decode("ascii").lower().removesuffix(".")
     if not _NAME.fullmatch(host):
         raise ValueError("no host")

@@ -84,7 +84,7 @@ def scale(image: Image.Image, size: tuple[int, int], scaler: Scaler) -> Image.Im
         return image.resize(size, _WHOLE[scaler])
     if scaler == "nearest_corner":
         rows, columns = (
-            np.arange(new) * old // new
+            np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(int)
             for old, new in ((image.height, size[1]), (image.width, size[0]))
         )
         return Image.fromarray(np.asarray(image)[rows][:, columns])

@@ -10,13 +10,12 @@ if TYPE_CHECKING:
     from ..intake.scaling import Scaler, SeenAt
 
 _SCALERS: Final[dict[int, Scaler]] = {
-    0: "nearest_corner",
+    0: "nearest",
     1: "lanczos",
     2: "smooth_bilinear",
     3: "smooth_bicubic",
 }
-"""By Pillow's number, as transformers stores it; torchvision, which does the work, takes the corner
-pixel where Pillow takes the middle one, and low-pass filters all others."""
+"""By Pillow's number, as transformers stores it; all but the first weigh the whole cell there."""
 
 
 def seen_by(processor: Any, image: Image) -> tuple[Image, ...]:

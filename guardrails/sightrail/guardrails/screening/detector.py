@@ -179,6 +179,18 @@ class RiskDetector:
         value, note = fit_threshold(scores, false_positive_rate, source)
         return replace(self, settings=self.settings.with_threshold(value, value, note))
 
+    @property
+    def _looking(self) -> ScreeningSettings:
+        return self.settings.looking()
+
+    @property
+    def whole_patches(self) -> int:
+        """How many of a view's patches are the whole picture's own; they come first."""
+        if self._looking.patches == "crops":
+            return 1
+        rows, columns = self.encoder.token_grid
+        return rows * columns
+
     @cached_property
     def texts(self) -> TextBank:
         """The concept bank's embeddings, computed once."""
@@ -205,15 +217,15 @@ class RiskDetector:
 
     def _views(self, owner: int, picture: Picture) -> list[View]:
         grid = self.encoder.token_grid if self.settings.patches != "crops" else (1, 1)
-        return views_of(owner, picture, self.settings, grid)
+        return views_of(owner, picture, self._looking, grid)
 
     def _embed(self, views: Sequence[View]) -> list[Tensor]:
         """One [M, D] a view, from one encoder pass over all their crops."""
         pixels = torch.cat([self.encoder.pixels(view.image, view.encoded) for view in views])
         counts = [len(view.encoded) for view in views]
-        if self.settings.patches == "crops":
+        if self._looking.patches == "crops":
             return list(self.encoder.embed_pixels(pixels).split(counts))
-        tokens = self.encoder.embed_tokens(pixels, self.settings.patches)
+        tokens = self.encoder.embed_tokens(pixels, self._looking.patches)
         return [crops.flatten(0, 1) for crops in tokens.split(counts)]
 
     def _risks(self, views: Sequence[View]) -> list[Risk]:
@@ -230,7 +242,7 @@ class RiskDetector:
             by_count.setdefault(len(patches), []).append(index)
         for indices in by_count.values():
             stacked = torch.stack([embedded[i] for i in indices])
-            scored = score_patches(stacked, self.texts, self.settings)
+            scored = score_patches(stacked, self.texts, self.settings, whole=self.whole_patches)
             risks.update(zip(indices, scored, strict=True))
         return [risks[i] for i in range(len(views))]
 
@@ -260,6 +272,7 @@ class RiskDetector:
                 [texts.categories[i] for i in reached],
                 view.size,
                 limit.patch,
+                self.whole_patches,
             )
         ]
         return Verdict(
@@ -269,7 +282,7 @@ class RiskDetector:
             threshold=limit.picture,
             scores={c: float(s) for c, s in zip(texts.categories, per_category, strict=True)},
             regions=tuple(sorted(regions, key=lambda region: -region.score)),
-            risk_map=summarise(worst_view.patches, worst.patches.max(1), worst_view.image.size),
+            risk_map=summarise(worst_view.patches, worst.patches.max(1), worst_view.size),
             transport=worst_transport(risks),
             image_size=picture.image.size,
             frames=len(views),
