@@ -167,3 +167,15 @@ class Verdict(_Frozen):
             compared = f"{self.score:.3f} {relation} {self.threshold.value:.3f}"
             found = f"{self.status}: {self.category} {compared}"
         return f"{found} -> {self.action}" if self.action else found
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the summary, the risk map, the regions."""
+        from .verdict_drawing import verdict_html
+
+        return verdict_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """The risk map where a front end shows pictures only; None where there is no map."""
+        from .verdict_drawing import risk_map_png
+
+        return risk_map_png(self)

@@ -16,10 +16,12 @@ from sightrail.guardrails.errors import ImageError, ImageRefused
 from sightrail.guardrails.intake import Limits, Picture, RequestReader
 from sightrail.guardrails.policy import Policy, apply_policy
 from sightrail.guardrails.screening.asking import Detector, ask
+from sightrail.guardrails.telemetry import record_verdicts, screening_span
 from sightrail.guardrails.verdict import NotInspected, Verdict
 
 from .carriers import Carrier, Walk
 from .marker import is_refused, write_marker
+from .run_metadata import note_on_run
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ def screen_values(
     Returns:
         One outcome per value, in order; ImageRefused where the policy's action is ``raise``.
     """
+    with screening_span() as span:
+        outcomes = _screened(values, detector, policy, limits)
+        verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
+        record_verdicts(span, verdicts)
+    note_on_run(verdicts)
+    return outcomes
+
+
+def _screened(
+    values: Sequence[Any], detector: Detector, policy: Policy, limits: Limits
+) -> list[Screened | ImageRefused]:
     found = [find_pictures(value, limits) for value in values]
     pictures = [f.seen for one in found for f in one if isinstance(f.seen, Picture)]
     verdicts = iter(ask(detector, pictures, policy.timeout_s))

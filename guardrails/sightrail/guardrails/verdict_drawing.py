@@ -1,0 +1,100 @@
+"""What a notebook shows of a verdict: its line, its risk map and its regions.
+
+A verdict holds no picture, so neither does the drawing.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .verdict import RiskMap, Verdict
+
+_SIDE: Final = 256
+_COLD: Final = (38, 70, 120)
+_MIDDLE: Final = (242, 236, 220)
+_HOT: Final = (200, 40, 40)
+
+
+def draw_risk_map(verdict: Verdict) -> Image | None:
+    """The risk map with the regions outlined; None for a verdict without one.
+
+    Blue is below the threshold, red beyond it; without a threshold the middle of the scores takes
+    its place.
+    """
+    from PIL import Image, ImageDraw
+
+    if verdict.risk_map is None or not verdict.risk_map.scores:
+        return None
+    small = _shrunk(verdict.risk_map)
+    drawn = Image.fromarray(_colours(verdict, small))
+    pen = ImageDraw.Draw(drawn)
+    across = small.size[0] / verdict.risk_map.size[0]
+    down = small.size[1] / verdict.risk_map.size[1]
+    for region in verdict.regions:
+        left, top, right, bottom = region.box
+        outline = (left * across, top * down, right * across - 1, bottom * down - 1)
+        if outline[0] <= outline[2] and outline[1] <= outline[3]:
+            pen.rectangle(outline, outline="white", width=2)
+    return drawn
+
+
+def risk_map_png(verdict: Verdict) -> bytes | None:
+    """``draw_risk_map`` as PNG."""
+    drawn = draw_risk_map(verdict)
+    if drawn is None:
+        return None
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def verdict_html(verdict: Verdict) -> str:
+    """The verdict as HTML: everything that could come from outside is escaped."""
+    parts = [f"<b>{html.escape(verdict.summary())}</b>"]
+    png = risk_map_png(verdict)
+    if png is not None:
+        data = base64.b64encode(png).decode("ascii")
+        parts.append(f'<img alt="risk map" src="data:image/png;base64,{data}">')
+    if verdict.regions:
+        rows = "".join(
+            f"<tr><td>{html.escape(region.category)}</td><td>{region.score:.3f}</td>"
+            f"<td>{', '.join(map(str, region.box))}</td></tr>"
+            for region in verdict.regions
+        )
+        head = "<tr><th>category</th><th>score</th><th>box (pixels)</th></tr>"
+        parts.append(f"<table>{head}{rows}</table>")
+    return f"<div>{'<br>'.join(parts)}</div>"
+
+
+def _shrunk(risk_map: RiskMap) -> RiskMap:
+    """The same map on few pixels: the size is a stranger's, and cost grows with it."""
+    width, height = risk_map.size
+    scale = min(1.0, _SIDE / max(width, height, 1))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    across, down = size[0] / max(width, 1), size[1] / max(height, 1)
+    boxes = tuple(
+        (round(left * across), round(top * down), round(right * across), round(bottom * down))
+        for left, top, right, bottom in risk_map.boxes
+    )
+    return risk_map.model_copy(update={"size": size, "boxes": boxes})
+
+
+def _colours(verdict: Verdict, risk_map: RiskMap) -> NDArray[np.uint8]:
+    """The map's pixels as colours, uint8 [height, width, 3]."""
+    risk = risk_map.to_array()
+    middle = verdict.threshold.value if verdict.threshold else float(risk.min() + risk.max()) / 2
+    reach = max(float(np.abs(risk - middle).max()), 1e-6)
+    warmth = ((risk - middle) / reach)[..., None]  # -1 coldest, 0 at the threshold, 1 hottest
+    centre = np.asarray(_MIDDLE, dtype=np.float32)
+    end = np.where(warmth > 0, np.asarray(_HOT), np.asarray(_COLD))
+    colours: NDArray[np.uint8] = (centre + (end - centre) * np.abs(warmth)).round().astype(np.uint8)
+    return colours

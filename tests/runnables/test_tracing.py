@@ -1,0 +1,106 @@
+"""What traces get to know: findings, and never a picture or a word."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tracers.langchain import LangChainTracer
+from langchain_core.tracers.schemas import Run
+from langsmith import Client
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from chain_helpers import CLEAN, RISKY, RedDetector, text64
+from sightrail.guardrails import ImageRefused, Policy
+from sightrail.runnables import ScreenImages
+
+EXPORTER = InMemorySpanExporter()
+SECRET = "secret plan"
+VALUE = [
+    ("human", [{"type": "text", "text": SECRET}, {"type": "image", "base64": text64(data)}])
+    for data in (CLEAN, RISKY)
+]
+
+
+@pytest.fixture
+def spans() -> Iterator[InMemorySpanExporter]:
+    if not isinstance(trace.get_tracer_provider(), TracerProvider):  # it can be set once only
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(EXPORTER))
+        trace.set_tracer_provider(provider)
+    EXPORTER.clear()
+    yield EXPORTER
+    EXPORTER.clear()
+
+
+class Collecting(LangChainTracer):
+    """A tracer that keeps finished runs instead of sending them."""
+
+    def __init__(self) -> None:
+        super().__init__(client=Client(api_url="http://localhost:9", api_key="none"))
+        self.runs: list[Run] = []
+
+    def _persist_run_single(self, run: Run) -> None:
+        return
+
+    def _update_run_single(self, run: Run) -> None:
+        self.runs.append(run)
+
+
+def screen(policy: Policy | None = None) -> ScreenImages:
+    return ScreenImages(detector=RedDetector(), policy=policy or Policy())
+
+
+def test_a_screening_is_one_span_with_counts(spans: InMemorySpanExporter) -> None:
+    screen().invoke(VALUE)
+    (span,) = spans.get_finished_spans()
+    assert span.name == "sightrail.screen"
+    assert dict(span.attributes or {}) == {
+        "sightrail.pictures": 2,
+        "sightrail.status.clean": 1,
+        "sightrail.status.flagged": 1,
+        "sightrail.action.allow": 1,
+        "sightrail.action.mask": 1,
+        "sightrail.categories": ("red",),
+        "sightrail.score.max": 1.0,
+    }
+    assert span.events == ()
+
+
+def test_a_span_of_a_raised_refusal_says_so(spans: InMemorySpanExporter) -> None:
+    with pytest.raises(ImageRefused):
+        screen(Policy(on_flagged="raise")).invoke(VALUE)
+    (span,) = spans.get_finished_spans()
+    assert (span.attributes or {})["sightrail.action.raise"] == 1
+
+
+def test_without_opentelemetry_there_are_no_spans(
+    spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
+    screen().invoke(VALUE)
+    assert spans.get_finished_spans() == ()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_the_traced_run_holds_the_findings(mode: str) -> None:
+    tracer = Collecting()
+    chain: Any = RunnableLambda(lambda value: value) | screen()
+    config = {"callbacks": [tracer]}
+    if mode == "sync":
+        chain.invoke(VALUE, config)
+    else:
+        await chain.ainvoke(VALUE, config)
+    (run,) = [run for run in tracer.runs if run.name == "ScreenImages"]
+    metadata = (run.extra or {})["metadata"]
+    assert metadata["sightrail.status.flagged"] == 1
+    assert metadata["sightrail.categories"] == ["red"]
+    assert "sightrail:flagged" in (run.tags or [])
+    assert SECRET not in str(metadata)
+    assert text64(RISKY)[:40] not in str(metadata)
