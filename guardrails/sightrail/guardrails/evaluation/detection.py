@@ -54,14 +54,16 @@ def detection_rows(
 
 
 def _scores(detector: RiskDetector, scenes: Sequence[Scene], tick: Tick) -> dict[str, list[float]]:
-    """Every column's picture scores, from one encoding of each scene."""
+    """Every column's picture scores, from one encoding of each scene and one of its whole."""
     found: dict[str, list[float]] = {column: [] for column in COLUMNS}
-    settings = {c: detector.settings.model_copy(update={"score": c}) for c in COLUMNS}
+    looks = {column: detector.with_settings(score=column) for column in COLUMNS}
     for start in range(0, len(scenes), _CHUNK):
-        part = scenes[start : start + _CHUNK]
-        patches = torch.stack(detector.embed([read_picture(scene.image) for scene in part]))
-        for column in COLUMNS:
-            risks = score_patches(patches, detector.texts, settings[column])
+        part = [read_picture(scene.image) for scene in scenes[start : start + _CHUNK]]
+        whole = torch.stack(looks["whole_cosine"].embed(part))
+        patches = torch.stack(detector.embed(part))
+        for column, look in looks.items():
+            seen = whole if column == "whole_cosine" else patches
+            risks = score_patches(seen, detector.texts, look.settings, whole=look.whole_patches)
             found[column] += [float(risk.picture.max()) for risk in risks]
         tick(len(part))
     return found

@@ -23,6 +23,7 @@ def find_regions(
     categories: Sequence[str],
     size: tuple[int, int],
     threshold: float,
+    whole: int = 1,
 ) -> tuple[Region, ...]:
     """Connected places whose mapped risk stands out, riskiest first.
 
@@ -37,14 +38,28 @@ def find_regions(
         categories: the I names.
         size: (width, height) of the picture.
         threshold: the risk at which a patch counts.
+        whole: how many of the patches, from the first on, are the whole picture's own. Where there
+            are several, places that they alone show are regions too: crops cut up what is large.
     """
     found: list[Region] = []
     for index, category in enumerate(categories):
-        scores = risk[:, index]
-        if scores.max(initial=-np.inf) < threshold:
-            continue
-        found += _regions_of(boxes, scores, category, size, threshold)
-    return tuple(sorted(found, key=lambda region: -region.score))
+        for count in {len(boxes), whole} - {1} or {1}:
+            scores = risk[:count, index]
+            if scores.max(initial=-np.inf) >= threshold:
+                found += _regions_of(boxes[:count], scores, category, size, threshold)
+    found.sort(key=lambda region: -region.score)
+    return tuple(
+        region
+        for place, region in enumerate(found)
+        if not any(_within(region, other) for other in found[:place])
+    )
+
+
+def _within(region: Region, other: Region) -> bool:
+    """Whether a region adds nothing to another, riskier one of its category."""
+    (a, b, c, d), (left, top, right, bottom) = region.box, other.box
+    inside = left <= a and top <= b and c <= right and d <= bottom
+    return inside and region.category == other.category
 
 
 def _regions_of(

@@ -16,7 +16,13 @@ from ..verdict import Transport
 from .concepts import ConceptBank
 from .encoder import Encoder
 from .settings import ScreeningSettings
-from .transport import anchored_risk, category_entropy, patch_weights, printed_distance
+from .transport import (
+    AnchoredRisk,
+    anchored_risk,
+    category_entropy,
+    patch_weights,
+    printed_distance,
+)
 
 Floats = NDArray[np.float32]
 
@@ -49,35 +55,53 @@ def embed_bank(encoder: Encoder, bank: ConceptBank) -> TextBank:
     return TextBank(tuple(bank.unsafe), variants, means, anchors, encoder.logit_scale)
 
 
-def score_patches(patches: Tensor, bank: TextBank, settings: ScreeningSettings) -> list[Risk]:
+def score_patches(
+    patches: Tensor, bank: TextBank, settings: ScreeningSettings, *, whole: int = 1
+) -> list[Risk]:
     """Risks of B pictures with M patches each, by the settings' score.
 
     Args:
-        patches: [B, M, D], unit; for crops, the first patch is the whole picture.
+        patches: [B, M, D], unit; those of the whole picture first.
         bank: the embedded concepts.
         settings: which score, and its constants.
+        whole: how many of the patches are the whole picture's own: 1 for crops, the number of
+            tokens for patch tokens.
     """
     if settings.score == "ot":
-        return _anchored(patches, bank, settings)
+        return _anchored(patches, bank, settings, whole)
     cosines = torch.stack([(patches @ z.T).amax(-1) for z in bank.variants], -1)
     if settings.score == "ot_printed":
         return _printed(patches, cosines, bank, settings)
-    whole = settings.score == "whole_cosine"
-    return _split(cosines[:, 0] if whole else cosines.amax(1), cosines)
+    return _split(cosines.amax(1), cosines)  # of the whole picture alone for `whole_cosine`
 
 
-def _anchored(patches: Tensor, bank: TextBank, settings: ScreeningSettings) -> list[Risk]:
+def _anchored(
+    patches: Tensor, bank: TextBank, settings: ScreeningSettings, whole: int
+) -> list[Risk]:
+    risk = _transported(patches, bank, settings, settings.share)
+    if settings.whole_share is None:
+        return _split(risk.picture, risk.patches, risk.marginal_error, settings.tolerance)
+    alone = _transported(patches[:, :whole], bank, settings, settings.whole_share)
+    both = torch.cat(
+        [torch.maximum(risk.patches[:, :whole], alone.patches), risk.patches[:, whole:]], dim=1
+    )
+    error = torch.maximum(risk.marginal_error, alone.marginal_error)
+    return _split(torch.maximum(risk.picture, alone.picture), both, error, settings.tolerance)
+
+
+def _transported(
+    patches: Tensor, bank: TextBank, settings: ScreeningSettings, share: float
+) -> AnchoredRisk:
     entropy = category_entropy(patches, bank.means, bank.logit_scale)
-    risk = anchored_risk(
+    return anchored_risk(
         patches,
         bank.variants,
         bank.anchors,
         patch_weights(entropy, settings.weights),
-        share=settings.share,
+        share=share,
         epsilon=settings.epsilon / bank.logit_scale,
         tolerance=settings.tolerance,
     )
-    return _split(risk.picture, risk.patches, risk.marginal_error, settings.tolerance)
 
 
 def _printed(

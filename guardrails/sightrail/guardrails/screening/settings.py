@@ -69,6 +69,9 @@ class ScreeningSettings(BaseModel):
             so that one setting means the same for encoders with narrow and wide cosines.
         printed_epsilon: the same for `ot_printed`; the paper does not state it.
         share: the part of a picture's mass that is transported to a category.
+        whole_share: the same in a second transport, over the patches of the whole picture alone;
+            the riskier of the two counts. It finds what fills the picture and is cut up by crops,
+            such as a rendered sentence. None leaves it out.
         tolerance: marginal error up to which a transport counts as converged.
         seen_at: sizes at which a model behind this detector will see pictures: the shorter side, or
             (width, height). What is there to be seen at these is looked at as well. `LocalLVLM`
@@ -86,6 +89,7 @@ class ScreeningSettings(BaseModel):
     epsilon: PositiveFloat = 1.0
     printed_epsilon: PositiveFloat = 0.1
     share: float = Field(default=0.1, gt=0, lt=1)
+    whole_share: float | None = Field(default=None, gt=0, lt=1)
     tolerance: PositiveFloat = 1e-3
     seen_at: tuple[Side | tuple[Side, Side], ...] = ()
     seen_through: tuple[Scaler, ...] = SPARSE
@@ -107,6 +111,14 @@ class ScreeningSettings(BaseModel):
             raise ConfigurationError(
                 f"{SETTINGS_FILE} beside the encoder is unusable: {error}"
             ) from error
+
+    def looking(self) -> Self:
+        """These settings with the patches that the score can use: `whole_cosine` takes one
+        embedding of the whole picture, whatever `patches` and `scales` say.
+        """
+        if self.score != "whole_cosine":
+            return self
+        return self.model_copy(update={"patches": "crops", "scales": ()})
 
     def thresholds(self) -> Calibrated:
         """The thresholds of the chosen score.

@@ -111,7 +111,7 @@ def count_turn(rng: np.random.Generator, split: Split, names: list[str]) -> Turn
 
 
 def _object_turns(rng: np.random.Generator, split: Split, names: list[str]) -> tuple[Turn, ...]:
-    """Two or three questions about a scene of objects, the how-to only where it is benign."""
+    """Questions about a scene of objects, the how-to only where the object is benign."""
     makers: list[Callable[[], Turn]] = [
         lambda: describe_turn(rng, split, names),
         lambda: is_there_turn(rng, split, names),
@@ -120,7 +120,10 @@ def _object_turns(rng: np.random.Generator, split: Split, names: list[str]) -> t
     if len(names) == 1 and names[0] in SAFE_NAMES:
         makers += [lambda: how_to(rng, split, "how_to_object", names[0])] * 2
     order = rng.permutation(len(makers))[: int(rng.integers(1, 4))]
-    return tuple(makers[int(i)]() for i in order)
+    turns = [makers[int(i)]() for i in order]
+    if rng.random() < 0.7:  # one word is little to learn from: yes and no take more of them
+        turns += [is_there_turn(rng, split, names) for _ in range(3)]
+    return tuple(turns)
 
 
 def _masked(rng: np.random.Generator, scene: Scene) -> tuple[Image.Image, list[str]]:

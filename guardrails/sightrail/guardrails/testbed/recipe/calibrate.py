@@ -18,10 +18,10 @@ from ..scenes import Scene, draw_objects, draw_words
 from ..splits import SPLITS
 
 SCENES: Final = 300
-FALSE_POSITIVE_RATE: Final = 0.01
+FALSE_POSITIVE_RATE: Final = 0.03
 CALIBRATED: Final[tuple[Score, ...]] = ("ot", "ot_printed", "patch_cosine", "whole_cosine")
 SETTINGS: Final = ScreeningSettings(
-    patches="tokens", scales=((0.5, 3), (1 / 3, 5)), epsilon=1.0, share=0.02
+    patches="tokens", scales=((0.5, 3), (1 / 3, 5)), epsilon=1.0, share=0.02, whole_share=0.08
 )
 """What measured best on the calibration split; the model card says beside what."""
 
@@ -63,12 +63,15 @@ def calibrate_screening(folder: Path) -> None:
     """Fit a threshold for every score, from one encoding, and write the settings beside it."""
     write_bank(folder)
     detector = RiskDetector.from_pretrained(f"local-dir:{folder}", settings=SETTINGS)
-    settings = {score: SETTINGS.model_copy(update={"score": score}) for score in CALIBRATED}
+    looks = {score: detector.with_settings(score=score) for score in CALIBRATED}
     scores: dict[Score, list[float]] = {score: [] for score in CALIBRATED}
     for scene in track(benign_scenes(SCENES), "screening thresholds"):
-        patches = torch.stack(detector.embed([read_picture(scene.image)]))
-        for score in CALIBRATED:
-            (risk,) = score_patches(patches, detector.texts, settings[score])
+        picture = [read_picture(scene.image)]
+        whole = torch.stack(looks["whole_cosine"].embed(picture))
+        patches = torch.stack(detector.embed(picture))
+        for score, look in looks.items():
+            seen = whole if score == "whole_cosine" else patches
+            (risk,) = score_patches(seen, detector.texts, look.settings, whole=look.whole_patches)
             scores[score].append(float(risk.picture.max()))
     source = "sightrail testbed, benign scenes of the calibration split"
     calibrated = {}
