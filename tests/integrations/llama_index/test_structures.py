@@ -31,7 +31,7 @@ from llama_helpers import BLOCKS, NODES, UNSEEN_BLOCKS, UNSEEN_NODES, pictures_i
 from sightrail.guardrails import Policy
 from sightrail.integrations.llama_index import ImageScreen
 
-PATHLESS = [name for name in BLOCKS if "path" not in name]
+PLAIN = [name for name in BLOCKS if "path" not in name and "stream" not in name]
 NOWHERE = Path("/nowhere")
 PICTURES = st.sampled_from([CLEAN, RISKY])
 BYTES = PICTURES | st.binary(max_size=40) | st.just(RISKY[:-40]) | st.none()
@@ -48,9 +48,7 @@ JSON = st.recursive(
 FLAT = st.builds(
     ImageBlock.model_construct, image=BYTES, path=st.just(NOWHERE) | st.none(), url=ADDRESSES
 )
-MADE = st.builds(
-    lambda name, data: BLOCKS[name](data, NOWHERE), st.sampled_from(PATHLESS), PICTURES
-)
+MADE = st.builds(lambda name, data: BLOCKS[name](data, NOWHERE), st.sampled_from(PLAIN), PICTURES)
 ODD = st.sampled_from([m for n, (_, m) in UNSEEN_BLOCKS.items() if "stream" not in n]).map(
     lambda make: make(CLEAN, NOWHERE)
 )

@@ -95,6 +95,8 @@ def read_image_node(node: ImageNode) -> Carrier | None:
 def read_resource(name: str, resource: MediaResource) -> Carrier | None:
     """The carrier that a field of a node is; what stands in its place is a resource, or a note.
 
+    The resource in its place has no text: a text may be a picture too, and is looked at by itself.
+
     ``image_resource``, ``audio_resource`` and ``video_resource`` hold media whatever is in them;
     in any other, data that is a picture counts, and None is given where there is none.
     """
@@ -113,7 +115,6 @@ def read_resource(name: str, resource: MediaResource) -> Carrier | None:
             data=png_base64(image).encode(),
             url=AnyUrl(png_url(image)),
             mimetype=PNG,
-            text=resource.text,
             embeddings=resource.embeddings,
         ),
         _same,

@@ -226,11 +226,12 @@ class Walk:
             return self._entries(value, depth + 1, opaque=True)
         if not isinstance(value, MediaResource):
             return self._data(value, depth + 1, opaque=True)
-        carrier = read_resource(name, value)
-        if carrier is not None:
-            return self._place(carrier)
         text = None if value.text is None else self._text(value.text)
-        return value if text is value.text else value.model_copy(update={"text": text})
+        carrier = read_resource(name, value)
+        seen = value if carrier is None else self._place(carrier)
+        if isinstance(seen, MediaResource) and seen.text is not text:
+            return seen.model_copy(update={"text": text})
+        return seen
 
     # Messages, tool outputs and their blocks
 
