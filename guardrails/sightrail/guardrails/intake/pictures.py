@@ -173,10 +173,18 @@ def _check_size(image: Image.Image, frames: int, limits: Limits) -> None:
         raise _problem("too_small", f"{width} x {height}; a side needs {limits.min_side} pixels")
 
 
+def _check_icons(opened: Image.Image, limits: Limits) -> None:
+    """The list of an ICO may call a picture small that says otherwise itself, when it is loaded."""
+    icons = getattr(opened, "ico", None)
+    for number in range(len(icons.entry) if icons is not None else 0):
+        _check_size(icons.frame(number), 1, limits.model_copy(update={"min_side": 1}))
+
+
 def _decode(opened: Image.Image, limits: Limits) -> Picture:
     try:
         frames = int(getattr(opened, "n_frames", 1))
         _check_size(opened, frames, limits)
+        _check_icons(opened, limits)
         views = _renderings(opened) if frames == 1 else _frame_renderings(opened, limits)
     except ImageError:
         raise
