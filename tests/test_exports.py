@@ -49,6 +49,13 @@ PUBLIC = {
         "ScreenImages",
         "read_marker",
     ],
+    "sightrail.integrations.langchain": [
+        "GuardedState",
+        "GuardrailCallbackHandler",
+        "ImageGuardMiddleware",
+        "ImageGuardNodes",
+        "ImageRecord",
+    ],
 }
 HEAVY = {
     "sightrail.guardrails": "torch transformers open_clip ot matplotlib langchain_core llama_index",
