@@ -149,7 +149,9 @@ def apply_policy(
             f"The policy refuses this picture: {verdict.summary()}", verdicts=[verdict]
         )
     if action == "mask" and image is not None:
-        from .screening.masking import cover_regions
+        from .screening.masking import MARGIN, cover_regions
 
-        return Applied(action, cover_regions(image, verdict.regions, policy.mask), verdict)
+        return Applied(
+            action, cover_regions(image, verdict.regions, policy.mask, margin=MARGIN), verdict
+        )
     return Applied(action, None, verdict)

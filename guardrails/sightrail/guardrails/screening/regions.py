@@ -14,7 +14,7 @@ from .patches import token_boxes
 
 MOST_PATCHES: Final = 256
 GRID: Final = 20  # rows and columns of the map where there are more patches than that
-_PEAK_SHARE: Final = 0.5  # of the way from the patch threshold up to the map's peak
+_PEAK_SHARE: Final = 0.25  # of the way from the patch threshold up to the map's peak
 
 
 def find_regions(
@@ -28,9 +28,9 @@ def find_regions(
     """Connected places whose mapped risk stands out, riskiest first.
 
     For each category, the patches' risk is spread over the pixels (see RiskMap.to_array); what
-    lies above the threshold, or half way up to the map's peak if that is higher, is a region. A
-    category whose map stays below the threshold gives its riskiest patch, if that reaches it: a
-    crop may see what the mean over its neighbours hides.
+    lies above the threshold, by a quarter of the way up to the map's peak, is a region. A category
+    whose map stays below the threshold gives its riskiest patch, if that reaches it: a crop may
+    see what the mean over its neighbours hides.
 
     Args:
         boxes: M patches in pixels.
