@@ -43,7 +43,9 @@ class Collecting(LangChainTracer):
     """A tracer that keeps finished runs instead of sending them."""
 
     def __init__(self) -> None:
-        super().__init__(client=Client(api_url="http://localhost:9", api_key="none"))
+        # without batches there is no background thread, which would look for a server
+        client = Client(api_url="http://localhost:9", api_key="none", auto_batch_tracing=False)
+        super().__init__(client=client)
         self.runs: list[Run] = []
 
     def _persist_run_single(self, run: Run) -> None:
