@@ -82,8 +82,8 @@ def langchain() -> Table:
     }
     intro = (
         "Content blocks in messages, tool artifacts and retrieved documents, through "
-        f"`ScreenImages`. `{UNTYPED}`: a dict with neither a type nor a picture is no carrier where "
-        "any JSON may stand."
+        f"`ScreenImages`. `{UNTYPED}`: a dict with neither a type nor a picture is no carrier "
+        "where any JSON may stand."
     )
     return Table("LangChain", intro, rows)
 
@@ -95,11 +95,11 @@ def _is_data(name: str, block: Any) -> bool:
 def llama_index() -> Table | None:
     """Blocks in messages and nodes in responses; None where the integration is not there."""
     try:
-        import llama_helpers as llama
         from llama_index.core.base.llms.types import ChatMessage
         from llama_index.core.base.response.schema import Response
         from llama_index.core.schema import NodeWithScore
 
+        import llama_helpers as llama
         from sightrail.integrations.llama_index import ImageScreen
     except ImportError:
         return None
@@ -197,8 +197,8 @@ def markdown(found: list[Table]) -> str:
         "# Conformance: what becomes of every carrier on every surface",
         "",
         "Each cell is one carrier of a risky picture, or of something nobody can look at, on one",
-        "surface, under the shipped policy. It is `inspected` (and the risk in it found), or refused",
-        "as not inspected with the reason. Written by `make docs`; a test holds it to the code.",
+        "surface, under the shipped policy. It is `inspected` (the risk in it was found), or it is",
+        "refused as not inspected, with the reason. `make docs` writes this; a test holds it true.",
         "",
         "{} cells: {} inspected, {} refused as not inspected, {} passed unseen.".format(*counts),
         "",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cli_helpers import GREEN, RED, FirstPixelDetector, json_verdicts, picture, run_cli
-from sightrail.guardrails import ModelLoadError, NotInspected, Verdict
+from sightrail.guardrails import Limits, ModelLoadError, NotInspected, Verdict
 from sightrail.integrations.cli.screen import exit_status
 
 pytestmark = pytest.mark.usefixtures("detector")
@@ -225,7 +225,22 @@ def test_the_encoder_is_named_by_option_or_environment(
     run_cli("screen", album)
     run_cli("screen", album, SIGHTRAIL_ENCODER="testbed")
     run_cli("screen", album, "--encoder", "a/b", "--device", "cpu", SIGHTRAIL_ENCODER="testbed")
-    assert asked == [(None, None), ("testbed", None), ("a/b", "cpu")]
+    assert [named[:2] for named in asked] == [(None, None), ("testbed", None), ("a/b", "cpu")]
+
+
+def test_limits_reach_the_detector(
+    album: Path, monkeypatch: pytest.MonkeyPatch, detector: FirstPixelDetector
+) -> None:
+    asked: list[Limits] = []
+
+    def note(encoder: object, device: object, limits: Limits) -> FirstPixelDetector:
+        asked.append(limits)
+        return detector
+
+    monkeypatch.setattr("sightrail.integrations.cli.screen.load_detector", note)
+    run_cli("screen", album, "--max-pixels", "99", "--max-frames", "7")
+    assert [(one.max_pixels, one.max_frames) for one in asked] == [(99, 7)]
+    assert run_cli("screen", album, "--seen-at", "4").exit_code == 64
 
 
 # Pictures of the verdicts

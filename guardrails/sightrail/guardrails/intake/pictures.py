@@ -175,8 +175,10 @@ def _check_size(image: Image.Image, frames: int, limits: Limits) -> None:
 
 def _check_icons(opened: Image.Image, limits: Limits) -> None:
     """The list of an ICO may call a picture small that says otherwise itself, when it is loaded."""
-    icons = getattr(opened, "ico", None)
-    for number in range(len(icons.entry) if icons is not None else 0):
+    icons: Any = getattr(opened, "ico", None)
+    if icons is None:
+        return
+    for number in range(len(icons.entry)):
         _check_size(icons.frame(number), 1, limits.model_copy(update={"min_side": 1}))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image
 
-from sightrail.guardrails import ImageError, Picture, Verdict, read_picture
+from sightrail.guardrails import ImageError, Limits, Picture, Verdict, read_picture
 
 if TYPE_CHECKING:
     from sightrail.guardrails import RiskDetector
@@ -33,9 +33,11 @@ class Screened:
     verdict: Verdict
 
 
-def screen_files(detector: RiskDetector, files: Iterable[Path]) -> Iterator[Screened]:
+def screen_files(
+    detector: RiskDetector, files: Iterable[Path], limits: Limits | None = None
+) -> Iterator[Screened]:
     """Screen every file; one that is broken, or breaks the detector, does not stop the rest."""
-    for batch in _batches(files):
+    for batch in _batches(files, limits or Limits()):
         verdicts = _verdicts(detector, [source for _, source in batch])
         for (path, source), verdict in zip(batch, verdicts, strict=True):
             image = source.image if isinstance(source, Picture) else None
@@ -50,11 +52,11 @@ def _verdicts(detector: RiskDetector, sources: list[Picture | Path]) -> list[Ver
         return [failed] * len(sources)
 
 
-def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, Picture | Path]]]:
+def _batches(files: Iterable[Path], limits: Limits) -> Iterator[list[tuple[Path, Picture | Path]]]:
     batch: list[tuple[Path, Picture | Path]] = []
     pixels = 0
     for path in files:
-        source = _read(path)
+        source = _read(path, limits)
         if isinstance(source, Picture):
             pixels += sum(view.width * view.height for view in source.views)
         batch.append((path, source))
@@ -65,9 +67,9 @@ def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, Picture | Path]
         yield batch
 
 
-def _read(path: Path) -> Picture | Path:
+def _read(path: Path, limits: Limits) -> Picture | Path:
     """The picture, or its path again: the detector words the verdict on what cannot be read."""
     try:
-        return read_picture(path)
+        return read_picture(path, limits)
     except ImageError:
         return path

@@ -10,7 +10,7 @@ from rich.markup import escape
 from .consoles import stderr
 
 if TYPE_CHECKING:
-    from sightrail.guardrails import LocalLVLM, RiskDetector
+    from sightrail.guardrails import Limits, LocalLVLM, RiskDetector
 
 EXAMPLE_ENCODER: Final = "ViT-L-14-336/openai"
 
@@ -20,8 +20,10 @@ _TESTBED_NOTICE: Final = (
 )
 
 
-def load_detector(encoder: str | None, device: str | None) -> RiskDetector:
-    """The detector on the named encoder (None: the default real one).
+def load_detector(
+    encoder: str | None, device: str | None, limits: Limits | None = None
+) -> RiskDetector:
+    """The detector on the named encoder (None: the default real one), within these limits.
 
     Raises:
         ModelLoadError: the encoder cannot be loaded.
@@ -29,7 +31,7 @@ def load_detector(encoder: str | None, device: str | None) -> RiskDetector:
     from sightrail.guardrails import RiskDetector  # loads torch
 
     with stderr().status(f"Loading {escape(encoder or 'the encoder')} ..."):
-        detector = RiskDetector.from_pretrained(encoder, device=device)
+        detector = RiskDetector.from_pretrained(encoder, limits=limits, device=device)
     if detector.is_testbed:
         notice = _TESTBED_NOTICE.format(example=EXAMPLE_ENCODER)
         stderr().print(notice, style="yellow", soft_wrap=True, markup=False)

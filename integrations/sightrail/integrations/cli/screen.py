@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import typer
 from rich.text import Text
 
-from sightrail.guardrails import Verdict
+from sightrail.guardrails import Limits, Verdict
 
 from .batches import Screened, screen_files
 from .consoles import progress, shown_beside, stderr, stdout
@@ -53,6 +53,16 @@ def screen(
         ),
     ] = None,
     mask: Annotated[Mask, typer.Option(help="How --out covers risky regions.")] = Mask.fill,
+    seen_at: Annotated[
+        list[int] | None,
+        typer.Option(min=8, help="Look also at this shorter side, a model's own; repeat for more."),
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Larger pictures, all frames together, are not inspected.")
+    ] = Limits().max_pixels,
+    max_frames: Annotated[
+        int, typer.Option(min=1, help="Animations and documents with more are not inspected.")
+    ] = Limits().max_frames,
 ) -> None:
     """Look for unsafe content inside pictures.
 
@@ -65,10 +75,13 @@ def screen(
     if not found.files:
         raise typer.Exit(CLEAN)
     panels = None if out is None else PanelFolder(out, mask.value, keep=found.files)
-    detector = load_detector(encoder, device)
+    limits = Limits(max_pixels=max_pixels, max_frames=max_frames)
+    detector = load_detector(encoder, device, limits)
+    if seen_at:
+        detector = detector.with_settings(seen_at=tuple(seen_at))
     verdicts: list[Verdict] = []
     with progress("screening", len(found.files)) as bar:
-        for screened in screen_files(detector, found.files):
+        for screened in screen_files(detector, found.files, limits):
             shown_beside(bar, lambda s=screened: _show(s, as_json))  # type: ignore[misc]
             if panels is not None:
                 panels.write(screened)

@@ -231,7 +231,10 @@ def _held_data(block: Block) -> Any:
 
 def _pdf(block: Block) -> Carrier | None:
     """A PDF in any provider's form; what is shown of it goes on as LangChain's own image block."""
-    for inner in (block, *(block.get(key) for key in ("file", "source", _inline_key(block)))):
+    for inner in (
+        block,
+        *(block.get(key) for key in ("file", "source", _inline_key(block) or "file")),
+    ):
         if not isinstance(inner, Mapping):
             continue
         data = _held_data(inner)
