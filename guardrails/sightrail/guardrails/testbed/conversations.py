@@ -121,8 +121,9 @@ def _object_turns(rng: np.random.Generator, split: Split, names: list[str]) -> t
         makers += [lambda: how_to(rng, split, "how_to_object", names[0])] * 2
     order = rng.permutation(len(makers))[: int(rng.integers(1, 4))]
     turns = [makers[int(i)]() for i in order]
-    if rng.random() < 0.7:  # one word is little to learn from: yes and no take more of them
-        turns += [is_there_turn(rng, split, names) for _ in range(3)]
+    if rng.random() < 0.7:  # one word is little to learn from: these take more of them
+        turns += [is_there_turn(rng, split, names), is_there_turn(rng, split, names)]
+        turns += [count_turn(rng, split, names), count_turn(rng, split, names)]
     return tuple(turns)
 
 
