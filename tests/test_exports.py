@@ -47,6 +47,7 @@ PUBLIC = {
         "GuardedModel",
         "Marker",
         "ScreenImages",
+        "guardalign",
         "read_marker",
     ],
     "sightrail.integrations.langchain": [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .chat_lvlm import ChatLVLM
+    from .guardalign import guardalign
     from .guarded_model import GuardedModel
     from .marker import Marker, read_marker
     from .screen_images import ScreenImages
@@ -20,6 +21,7 @@ _HOME: Final = {
     "GuardedModel": "guarded_model",
     "Marker": "marker",
     "ScreenImages": "screen_images",
+    "guardalign": "guardalign",
     "read_marker": "marker",
 }
 
@@ -28,6 +30,7 @@ __all__ = [
     "GuardedModel",
     "Marker",
     "ScreenImages",
+    "guardalign",
     "read_marker",
 ]
 
