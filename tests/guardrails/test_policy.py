@@ -21,6 +21,7 @@ from sightrail.guardrails import (
     apply_policy,
 )
 from sightrail.guardrails.policy import UnseenAction
+from sightrail.guardrails.screening.masking import MARGIN
 from sightrail.guardrails.verdict import Action, Threshold
 
 STRICTNESS = ("allow", "mask", "drop", "refuse", "raise")
@@ -156,7 +157,7 @@ def test_allow_hands_on_the_very_picture() -> None:
 
 
 @pytest.mark.parametrize("how", ["fill", "blur"])
-def test_mask_covers_the_regions_and_nothing_else(how: str) -> None:
+def test_mask_covers_the_regions_and_little_else(how: str) -> None:
     image, before = picture(), picture()
     applied = apply_policy(image, flagged(), Policy(mask=how))  # type: ignore[arg-type]
     assert applied.action == "mask"
@@ -166,8 +167,11 @@ def test_mask_covers_the_regions_and_nothing_else(how: str) -> None:
     changed = (old != new).any(axis=2)
     inside = np.zeros_like(changed)
     inside[4:12, 4:12] = True
+    reach = round(MARGIN * min(image.size))
+    around = np.zeros_like(changed)
+    around[max(0, 4 - reach) : 12 + reach, max(0, 4 - reach) : 12 + reach] = True
     assert changed[inside].mean() > 0.9
-    assert not changed[~inside].any()
+    assert not changed[~around].any()
 
 
 @pytest.mark.parametrize("action", ["drop", "refuse"])

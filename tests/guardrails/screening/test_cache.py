@@ -181,3 +181,11 @@ def test_a_detector_that_miscounts_has_failed() -> None:
 def test_impossible_settings_are_errors(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         CachedDetector(**{"detector": RedDetector(), **settings})
+
+
+def test_what_a_model_would_see_at_its_own_size_is_looked_at_apart() -> None:
+    """A verdict made without the scaled views must not answer for a picture that has them."""
+    plain = grey(10)
+    scaled = Picture(plain.image, plain.views, scaled=(Image.new("RGB", (8, 8)),))
+
+    assert content_key(plain) != content_key(scaled)

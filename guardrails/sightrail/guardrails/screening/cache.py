@@ -131,11 +131,15 @@ class CachedDetector:
 
 
 def content_key(picture: Picture) -> bytes:
-    """A digest of every pixel of every view: equal for pictures that look the same, only."""
+    """A digest of every pixel of every view: equal for pictures that look the same, only.
+
+    Views at a model's size count apart: a verdict that was made without them knows less.
+    """
     digest = blake2b(digest_size=32)
-    for view in picture.views:
-        digest.update(f"{view.mode} {view.width} {view.height} ".encode())
-        digest.update(view.tobytes())
+    for kind, views in (("own", picture.views), ("scaled", picture.scaled)):
+        for view in views:
+            digest.update(f"{kind} {view.mode} {view.width} {view.height} ".encode())
+            digest.update(view.tobytes())
     return digest.digest()
 
 
