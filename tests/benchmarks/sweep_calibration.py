@@ -31,10 +31,15 @@ from sightrail.guardrails.prompting.prefix_attention import prefix_attention_mas
 from sightrail.guardrails.prompting.safety_prefix import DEFAULT_PREFIX
 from sightrail.guardrails.testbed.splits import SplitName
 
-BANDS = {"middle third": (1 / 3, 2 / 3), "middle two thirds": (1 / 6, 5 / 6), "all": (0.0, 1.0)}
+BANDS = {
+    "middle third": (1 / 3, 2 / 3),
+    "middle two thirds": (1 / 6, 5 / 6),
+    "first two thirds": (0.0, 2 / 3),
+    "all": (0.0, 1.0),
+}
 GAMMAS = {
-    "indicator": (0.15, 0.5, 1.0, 2.0, 4.0),
-    "product": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "indicator": (0.15, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "product": (0.03, 0.1, 0.3, 1.0, 3.0),
 }
 LONGER = {
     "twice": f"{DEFAULT_PREFIX} {DEFAULT_PREFIX}",

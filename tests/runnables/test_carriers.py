@@ -32,7 +32,7 @@ from chain_helpers import (
     risky_picture,
 )
 from sightrail.guardrails import Limits, Picture, Policy
-from sightrail.guardrails.screening.masking import FILL
+from sightrail.guardrails.screening.masking import FILL, MARGIN
 from sightrail.runnables import ScreenImages, read_marker
 from sightrail.runnables.screening import find_pictures
 
@@ -67,7 +67,10 @@ def same(first: Image.Image, second: Image.Image) -> bool:
 
 def masked() -> Image.Image:
     image = risky_picture()
-    image.paste(FILL, RED_BOX)
+    left, top, right, bottom = RED_BOX
+    reach = round(MARGIN * min(image.size))
+    grown = (max(0, left - reach), max(0, top - reach), right + reach, bottom + reach)
+    image.paste(FILL, grown)
     return image
 
 
