@@ -69,7 +69,11 @@ def prompt(found: dict[str, Any]) -> list[BaseMessage]:
     for document in found["context"]:
         image = document.metadata["image"]
         is_picture = image.startswith("iVBOR")  # base64 of a PNG; a note is plain words
-        blocks.append({"type": "image", "base64": image} if is_picture else _text(image))
+        blocks.append(
+            {"type": "image", "base64": image, "mime_type": "image/png"}
+            if is_picture
+            else _text(image)
+        )
     return [HumanMessage([*blocks, _text(found["question"])])]
 
 

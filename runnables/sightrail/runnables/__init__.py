@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .chat_lvlm import ChatLVLM
-    from .guardalign import guardalign
     from .guarded_model import GuardedModel
     from .marker import Marker, read_marker
     from .screen_images import ScreenImages
+    from .whole_stack import guardalign
 
 _HOME: Final = {
     "ChatLVLM": "chat_lvlm",
     "GuardedModel": "guarded_model",
     "Marker": "marker",
     "ScreenImages": "screen_images",
-    "guardalign": "guardalign",
+    "guardalign": "whole_stack",
     "read_marker": "marker",
 }
 

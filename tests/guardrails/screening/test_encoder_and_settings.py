@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -62,7 +63,7 @@ def test_without_a_name_the_environment_decides(
 
 def test_without_a_name_nothing_falls_back_to_the_testbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENCODER_VARIABLE, raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read on import
 
     with pytest.raises(ModelLoadError, match="ViT-L-14-336/openai"):
         load_encoder()
