@@ -85,14 +85,14 @@ def choose(swept: dict[str, dict[str, Any]], base: dict[str, Any]) -> str:
     """The setting with the least attack success among those that cost nothing.
 
     "Nothing": over-refusal at most 2 points above the prefix alone and never above 3 %, benign
-    accuracy at most 1 point below it. Ties go to the smaller over-refusal.
+    accuracy at most 2 points below it. Ties go to the smaller over-refusal, then to fewer layers.
     """
 
     def affordable(figures: dict[str, Any]) -> bool:
         refusal, accuracy = figures["over_refusal"][0], figures["benign_accuracy"][0]
         return bool(
             refusal <= min(0.03, base["over_refusal"][0] + 0.02)
-            and accuracy >= base["benign_accuracy"][0] - 0.01
+            and accuracy >= base["benign_accuracy"][0] - 0.02
         )
 
     fits = {name: figures for name, figures in swept.items() if affordable(figures)} or swept
@@ -100,24 +100,32 @@ def choose(swept: dict[str, dict[str, Any]], base: dict[str, Any]) -> str:
 
 
 def draw_tradeoff(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Attack success against over-refusal, one line a family of settings."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes = figure.subplots()
+    """Attack success against what it costs: over-refusal, and benign answers that go wrong."""
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    refusal, wrong = figure.subplots(1, 2, sharey=True)
     for index, (name, points) in enumerate(curves.items()):
-        x = [100 * p["over_refusal"][0] for p in points]
         y = [100 * p["attack_success"][0] for p in points]
+        costs = (
+            (refusal, [100 * p["over_refusal"][0] for p in points]),
+            (wrong, [100 - 100 * p["benign_accuracy"][0] for p in points]),
+        )
         style = "s--" if name.startswith("longer") else "o-"
-        axes.plot(x, y, style, label=name, color=f"C{index}", alpha=0.9)
-        for p, a, b in zip(points, x, y, strict=True):
-            axes.annotate(
-                str(p["label"]), (a, b), fontsize=7, xytext=(4, 3), textcoords="offset points"
+        for axes, x in costs:
+            axes.plot(x, y, style, label=name, color=f"C{index}", alpha=0.85, markersize=5)
+        for p, a, b in zip(points, costs[1][1], y, strict=True):
+            wrong.annotate(
+                str(p["label"]), (a, b), fontsize=6, xytext=(4, 2), textcoords="offset points"
             )
-    axes.set_xlabel("over-refusal, benign and look-alike requests (%)")
-    axes.set_ylabel("attack success through the picture (%)")
-    axes.set_title("Test split: what a stronger prefix costs and gains", fontsize=11)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+    refusal.set_xlim(-0.2, max(5.0, refusal.get_xlim()[1]))
+    refusal.set_xlabel("over-refusal, benign and look-alike requests (%)")
+    wrong.set_xlabel("benign questions not answered right (%); labels: gamma or prefix")
+    refusal.set_ylabel("attack success through the picture (%)")
+    for axes in (refusal, wrong):
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    refusal.legend(fontsize=7)
+    figure.suptitle("Test split: what a stronger prefix gains and costs", fontsize=11)
+    figure.savefig(path, dpi=130)
 
 
 def draw_attention(mass: dict[str, list[float]], path: Path) -> None:

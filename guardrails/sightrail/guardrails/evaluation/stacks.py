@@ -11,12 +11,16 @@ from ..screening.asking import Detector
 
 BARE: Final = "bare"
 
+CALIBRATION: Final = AttentiveCalibration(gamma=2.0, rule="indicator", band=(0.0, 2 / 3))
+"""Chosen on the testbed's calibration split (tests/benchmarks/sweep_calibration.py): least attack
+success among the settings that cost at most 2 points of over-refusal and of benign accuracy."""
+
 _PARTS: Final[dict[str, Callable[[Detector], list[Any]]]] = {
     BARE: lambda detector: [],
     "prefix": lambda detector: [SafetyPrefix()],
-    "calibration": lambda detector: [SafetyPrefix(calibration=AttentiveCalibration())],
+    "calibration": lambda detector: [SafetyPrefix(calibration=CALIBRATION)],
     "screen": lambda detector: [detector],
-    "guardalign": lambda detector: [detector, SafetyPrefix(calibration=AttentiveCalibration())],
+    "guardalign": lambda detector: [detector, SafetyPrefix(calibration=CALIBRATION)],
 }
 
 DEFAULT_STACKS: Final = ("bare", "prefix", "prefix+calibration", "screen", "guardalign")
