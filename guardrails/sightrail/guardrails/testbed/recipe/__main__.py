@@ -26,8 +26,8 @@ def rebuild(
     font: Annotated[
         Path | None, typer.Option(help="Noto Color Emoji, to redraw the atlas.")
     ] = None,
-    clip_steps: int = 2250,
-    lvlm_steps: int = 3600,
+    clip_steps: int = 3100,
+    lvlm_steps: int = 2850,
     threads: int = 3,
 ) -> None:
     """Draw the atlas (if a font is given), train the mini CLIP, calibrate, train the mini LVLM."""
