@@ -44,7 +44,7 @@ def demo(
     out: Annotated[Path, typer.Option(file_okay=False, help="Where the pictures go.")] = Path(
         "out/demo"
     ),
-    n: Annotated[int, typer.Option(min=0, help="Scenes per cell of the table; 0: no table.")] = 12,
+    n: Annotated[int, typer.Option(min=0, help="Scenes per cell of the table; 0: no table.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
 ) -> None:
     """Show what the guardrails change, on held-out scenes of the embedded testbed."""
