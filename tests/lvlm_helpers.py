@@ -46,10 +46,10 @@ class Recorder:
     def apply(self, messages: Any) -> Any:
         return messages
 
-    def check(self, tower: Any) -> None:
+    def check(self, host: Any) -> None:
         pass
 
-    def interventions(self, prompt: Any, tower: Any) -> Interventions:
+    def interventions(self, prompt: Any, host: Any) -> Interventions:
         self.prompts.append(prompt)
         return Interventions(logits=[_Record(self.steps)])
 

@@ -32,6 +32,7 @@ PUBLIC = {
         "PromptError",
         "Region",
         "RemotePolicy",
+        "RequestRefused",
         "RiskDetector",
         "RiskMap",
         "SafetyPrefix",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ class Server:
     """Answers by path, and keeps every connection that anything made to it."""
 
     answers: dict[str, Answer]
+    tls: ssl.SSLContext | None = None
     requests: list[str] = field(default_factory=list)
     accepted: int = 0
     port: int = 0
@@ -64,6 +66,8 @@ class Server:
     def _answer(self, connection: socket.socket) -> None:
         with connection:
             try:
+                if self.tls is not None:
+                    connection = self.tls.wrap_socket(connection, server_side=True)
                 request = connection.recv(65536).decode("latin-1")
                 if not request:
                     return
@@ -74,8 +78,8 @@ class Server:
 
 
 @contextmanager
-def serving(answers: dict[str, Answer]) -> Iterator[Server]:
-    server = Server(answers)
+def serving(answers: dict[str, Answer], tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+    server = Server(answers, tls)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server.port = listener.getsockname()[1]
         thread = threading.Thread(target=server.serve, args=[listener], daemon=True)

@@ -33,6 +33,7 @@ from sightrail.guardrails.prompting.attentive_calibration import resolve_layers
 from sightrail.guardrails.runtime import doorway
 from sightrail.guardrails.runtime.families import TextTower, text_tower
 from sightrail.guardrails.runtime.generation import generate
+from sightrail.guardrails.runtime.host import Host
 from sightrail.guardrails.runtime.options import GenerationOptions
 from sightrail.guardrails.runtime.prompt import Prompt
 from sightrail.guardrails.runtime.spans import Spans
@@ -168,13 +169,14 @@ def measure(
     guard = SafetyPrefix(calibration=CALIBRATION)
     tower = text_tower(model, wanted_by="benchmark")
     doorway.install(tower, model)
+    host = Host(model, None, size, None, None, tower)
 
     def run(name: str, tokens: int) -> tuple[float, float | None]:
         options = GenerationOptions(max_new_tokens=tokens, extra={"min_new_tokens": tokens})
 
         def once() -> object:
             # Made inside the clock: it is part of the request.
-            made = [guard.interventions(prompt, tower)] if name == "calibrated" else []
+            made = [guard.interventions(prompt, host)] if name == "calibrated" else []
             return generate(
                 model,
                 prompt,

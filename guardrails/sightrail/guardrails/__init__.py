@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         MissingDependencyError,
         ModelLoadError,
         PromptError,
+        RequestRefused,
         SightrailError,
         UnsupportedModelError,
     )
@@ -48,6 +49,7 @@ _HOME: Final = {
     "PromptError": "errors",
     "Region": "verdict",
     "RemotePolicy": "intake",
+    "RequestRefused": "errors",
     "RiskDetector": "screening",
     "RiskMap": "verdict",
     "SafetyPrefix": "prompting",
@@ -80,6 +82,7 @@ __all__ = [
     "PromptError",
     "Region",
     "RemotePolicy",
+    "RequestRefused",
     "RiskDetector",
     "RiskMap",
     "SafetyPrefix",

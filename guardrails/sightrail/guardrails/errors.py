@@ -4,6 +4,7 @@ SightrailError
   x ConfigurationError      (ValueError)    a setting or argument is not possible
   x ImageError              (ValueError)    a picture cannot be read
   x ImageRefused                            the policy asked for an exception instead of a refusal
+  x RequestRefused                          the same, about a request as a whole
   x ModelLoadError          (RuntimeError)  a model, encoder or processor cannot be loaded
   x UnsupportedModelError                   a defence needs something this model cannot give
   x PromptError             (ValueError)    the conversation cannot be turned into a prompt
@@ -27,6 +28,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelLoadError",
     "PromptError",
+    "RequestRefused",
     "SightrailError",
     "UnsupportedModelError",
 ]
@@ -57,6 +59,18 @@ class ImageRefused(SightrailError):  # noqa: N818 - a decision, not a failure
 
     Attributes:
         verdicts: the verdicts that led here, one per picture looked at.
+    """
+
+    def __init__(self, message: str, *, verdicts: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.verdicts = tuple(verdicts)
+
+
+class RequestRefused(SightrailError):  # noqa: N818 - a decision, not a failure
+    """The policy's ``on_unsafe_request`` is ``raise`` and a guardrail decided against a request.
+
+    Attributes:
+        verdicts: the verdicts on the request.
     """
 
     def __init__(self, message: str, *, verdicts: Sequence[Any] = ()) -> None:

@@ -18,6 +18,9 @@ __all__ = ["Applied", "Policy", "Surface", "SurfaceRules", "apply_policy"]
 UnseenAction = Literal["allow", "drop", "refuse", "raise"]
 """There is nothing to mask in a picture that was not inspected."""
 
+RequestAction = Literal["decline", "refuse", "raise", "allow"]
+"""`decline`: the model refuses in its own words, as the guardrail inside it makes it."""
+
 Surface = Literal["user", "system", "ai", "tool", "retrieval"]
 """Where a picture came from: who said the message, a tool's result, or a retrieved document."""
 
@@ -51,6 +54,9 @@ class Policy(BaseModel):
         categories: unsafe category -> action; where several are flagged, the strictest wins.
         on_not_inspected: for a picture nobody could look at (broken, too large, unknown kind).
         on_error: for a screening that broke or took longer than `timeout_s`.
+        on_unsafe_request: for a request that a guardrail inside the model (such as CASA) decides
+            against: the model declines in its own words, or its answer is not even begun and the
+            user gets `refusal`, or an exception.
         surfaces: what differs for pictures from a user, a system prompt, the model itself, a tool
             or a retriever. A rule for `on_flagged` does not undo `categories`.
         timeout_s: how long a detector may look at the pictures of one call, in seconds; None waits
@@ -73,6 +79,7 @@ class Policy(BaseModel):
     categories: dict[str, Action] = Field(default_factory=dict)
     on_not_inspected: UnseenAction = "refuse"
     on_error: UnseenAction = "refuse"
+    on_unsafe_request: RequestAction = "decline"
     surfaces: dict[Surface, SurfaceRules] = Field(default_factory=dict)
     timeout_s: PositiveFloat | None = None
     monitor: bool = False
@@ -88,6 +95,11 @@ class Policy(BaseModel):
         own = rules.model_dump(exclude_none=True)
         own["categories"] = {**self.categories, **rules.categories}
         return self.model_copy(update={**own, "surfaces": {}})
+
+    @property
+    def request_action(self) -> RequestAction:
+        """What is done about an unsafe request; `monitor` lets it through."""
+        return "allow" if self.monitor else self.on_unsafe_request
 
     def decide(self, verdict: Verdict, surface: Surface | None = None) -> Action:
         """The action for one verdict, the strictest that anything in it leads to.

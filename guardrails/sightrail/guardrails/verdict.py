@@ -1,4 +1,4 @@
-"""What a guardrail says about a picture: one pydantic model, safe for logs, JSON round trip.
+"""What a guardrail says about a picture or a request: one pydantic model, safe for logs.
 
 A verdict holds numbers, boxes and names; never pixels and never a user's text.
 """
@@ -99,14 +99,17 @@ class Transport(_Frozen):
 
 
 class Verdict(_Frozen):
-    """One picture's verdict.
+    """The verdict on one picture, or on one request as a whole.
 
     Attributes:
+        subject: what was judged: a picture by screening, a request by a guardrail in the model.
+        guardrail: the name of the guardrail that judged a request.
         status: `clean` and `flagged` come from a finished inspection; `not_inspected` and `failed`
             are never to be read as safe.
         category: the riskiest unsafe category (None where nothing was inspected).
         score: its risk, higher is riskier; flagged when >= threshold.value.
         scores: the risk of every unsafe category.
+        measures: what else a guardrail measured on the way to its score, by name.
         regions: where the picture is risky, riskiest first.
         action: what the policy did about it; None as long as none was applied.
         frames: how many views of the picture were looked at (animation frames, alpha on black, the
@@ -115,10 +118,13 @@ class Verdict(_Frozen):
     """
 
     status: Status
+    subject: Literal["picture", "request"] = "picture"
+    guardrail: str | None = None
     category: str | None = None
     score: float | None = None
     threshold: Threshold | None = None
     scores: dict[str, float] = Field(default_factory=dict)
+    measures: dict[str, float] = Field(default_factory=dict)
     regions: tuple[Region, ...] = ()
     risk_map: RiskMap | None = None
     transport: Transport | None = None
@@ -128,6 +134,28 @@ class Verdict(_Frozen):
     frames: int = 1
     encoder: str | None = None
     timings_ms: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def on_request(
+        cls,
+        guardrail: str,
+        score: float,
+        threshold: Threshold | None,
+        measures: dict[str, float] | None = None,
+    ) -> Verdict:
+        """The verdict on a whole request, flagged when the score reaches the threshold.
+
+        Without a threshold nothing is flagged: the score is there to be read.
+        """
+        flagged = threshold is not None and score >= threshold.value
+        return cls(
+            status="flagged" if flagged else "clean",
+            subject="request",
+            guardrail=guardrail,
+            score=score,
+            threshold=threshold,
+            measures=measures or {},
+        )
 
     @classmethod
     def uninspected(cls, reason: str, detail: str = "") -> Verdict:
@@ -165,7 +193,7 @@ class Verdict(_Frozen):
         else:
             relation = ">=" if self.status == "flagged" else "<"
             compared = f"{self.score:.3f} {relation} {self.threshold.value:.3f}"
-            found = f"{self.status}: {self.category} {compared}"
+            found = f"{self.status}: {self.category or self.guardrail} {compared}"
         return f"{found} -> {self.action}" if self.action else found
 
     def _repr_html_(self) -> str:

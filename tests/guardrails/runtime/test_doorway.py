@@ -39,10 +39,10 @@ class Steering:
     def apply(self, messages: Any) -> Any:
         return messages
 
-    def check(self, tower: Any) -> None:
-        assert tower is not None
+    def check(self, host: Any) -> None:
+        assert host.tower is not None
 
-    def interventions(self, prompt: Any, tower: Any) -> Interventions:
+    def interventions(self, prompt: Any, host: Any) -> Interventions:
         self.prompts.append(prompt)
         return Interventions(
             attention=dict.fromkeys(self.layers, self.attention) if self.attention else {},

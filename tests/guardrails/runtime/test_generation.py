@@ -195,7 +195,7 @@ class Failing(LogitsProcessor):
 class FailingGuard(Recorder):
     """A guardrail whose work inside the model breaks."""
 
-    def interventions(self, prompt: object, tower: object) -> Interventions:
+    def interventions(self, prompt: object, host: object) -> Interventions:
         return Interventions(logits=[Failing()])
 
 
@@ -223,7 +223,7 @@ class Reader(LogitsProcessor):
 class ReadingGuard(Recorder):
     """Collects what the context of the generating thread holds."""
 
-    def interventions(self, prompt: object, tower: object) -> Interventions:
+    def interventions(self, prompt: object, host: object) -> Interventions:
         return Interventions(logits=[Reader(self.steps)])  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A fitted defence on disk: a folder with safetensors and JSON, bound to the model it was fitted on.
+"""A fitted defence on disk: safetensors and JSON in a folder, bound to the model it was fitted on.
 
 Loading it for another model is an error that names both. A model is told from another by its shape
 and by a sample of its weights, so that a copy under another name is the same model, and a

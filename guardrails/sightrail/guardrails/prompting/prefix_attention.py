@@ -16,7 +16,7 @@ from .instruction_rows import CalibratedRows
 from .safety_prefix import SafetyPrefix
 
 if TYPE_CHECKING:
-    from ..runtime.families import TextTower
+    from ..runtime.host import Host
     from ..runtime.local_lvlm import LocalLVLM
     from ..runtime.prompt import Prompt
 
@@ -64,11 +64,11 @@ class _Observer:
     def apply(self, messages: Any) -> Any:
         return messages
 
-    def check(self, tower: TextTower | None) -> None:
+    def check(self, host: Host) -> None:
         """Nothing to check: the prefix has checked the same settings."""
 
-    def interventions(self, prompt: Prompt, tower: TextTower | None) -> Interventions:
-        assert tower is not None, "needs holds attention"
+    def interventions(self, prompt: Prompt, host: Host) -> Interventions:
+        tower = host.inside("Measuring attention")
         assert prompt.spans is not None, "needs holds attention"
         self.depth = tower.depth
         calibrated = resolve_layers(self.calibration, tower.depth, tower.self_attention)

@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, PromptError
 from .attentive_calibration import AttentiveCalibration, resolve_layers
 
 if TYPE_CHECKING:
-    from ..runtime.families import TextTower
+    from ..runtime.host import Host
     from ..runtime.interventions import Interventions
     from ..runtime.prompt import Prompt
 
@@ -92,27 +92,27 @@ class SafetyPrefix:
                 return copied
         raise PromptError("There is no user message to put the safety prefix into; add one.")
 
-    def check(self, tower: TextTower | None) -> None:
+    def check(self, host: Host) -> None:
         """Check the calibration's layers against the model.
 
         Raises:
             ConfigurationError: a layer is out of range.
         """
-        if tower is not None and self.calibration is not None:
-            resolve_layers(self.calibration, tower.depth, tower.self_attention)
+        if host.tower is not None and self.calibration is not None:
+            resolve_layers(self.calibration, host.tower.depth, host.tower.self_attention)
 
-    def interventions(self, prompt: Prompt, tower: TextTower | None) -> Interventions:
+    def interventions(self, prompt: Prompt, host: Host) -> Interventions:
         """The calibration's attention edits; nothing without an effective calibration."""
         from ..runtime.interventions import Interventions
         from .instruction_rows import calibration_edits
 
         if "attention" not in self.needs or self.calibration is None:
             return Interventions()
-        if tower is None or prompt.spans is None:
+        if host.tower is None or prompt.spans is None:
             raise PromptError(
                 "Calibration needs the token spans of the prompt; use LocalLVLM to build it."
             )
-        layers = resolve_layers(self.calibration, tower.depth, tower.self_attention)
+        layers = resolve_layers(self.calibration, host.tower.depth, host.tower.self_attention)
         return Interventions(attention=calibration_edits(self.calibration, layers, prompt.spans))
 
     def _before(self, text: str) -> str:

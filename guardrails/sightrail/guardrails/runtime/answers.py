@@ -29,10 +29,12 @@ class Answer:
     """One answer, or one refusal.
 
     Attributes:
-        text: what to show. For a refused request it is the policy's refusal text.
-        refused: a guardrail refused the request; the model was not run. A model that declines in
-            its own words is not ``refused``.
-        verdicts: one verdict per picture and detector, in the order the pictures came.
+        text: what to show. For a refused request it is the policy's refusal text, or the model's
+            own words where the policy lets it decline.
+        refused: a guardrail refused the request. A model that declines of its own accord is not
+            ``refused``.
+        verdicts: one verdict per picture and detector, in the order the pictures came; then those
+            on the request as a whole (``subject`` is ``"request"``).
         usage: tokens read and written.
         finish_reason: ``"stop"`` (end token or a stop text), ``"length"``, or ``"refused"``.
     """

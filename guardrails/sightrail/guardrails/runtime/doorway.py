@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -61,6 +61,8 @@ class AttentionCall:
 AttentionEdit = Callable[[AttentionCall, torch.Tensor], torch.Tensor]
 #: Takes the hidden states [B, Q, C] after a layer and the positions before them (``past``).
 HiddenEdit = Callable[[torch.Tensor, int], torch.Tensor]
+#: Takes input [B, Q, I] and output [B, Q, O] of a linear map; gives the output to go on with.
+LinearEdit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -70,19 +72,23 @@ class RequestState:
     Attributes:
         config: the text config of the model it is meant for; other models are left alone.
         attention: layer index -> edits, in order.
-        hidden_states: layer index -> edits, in order.
+        hidden_states: layer index -> edits, in order; the number of layers stands for the output
+            of the final norm, which the LM head reads.
+        linear: name of a linear map in the text tower -> edits, in order.
         past: positions in the cache before the running forward pass.
     """
 
     config: Any
     attention: Mapping[int, tuple[AttentionEdit, ...]] = field(default_factory=dict)
     hidden_states: Mapping[int, tuple[HiddenEdit, ...]] = field(default_factory=dict)
+    linear: Mapping[str, tuple[LinearEdit, ...]] = field(default_factory=dict)
     past: int = 0
 
 
 _request: ContextVar[RequestState | None] = ContextVar("sightrail_request", default=None)
 _installed: WeakSet[Any] = WeakSet()
 _hooked: WeakSet[Any] = WeakSet()
+_linear: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _install_lock = threading.Lock()
 
 
@@ -99,7 +105,9 @@ def request(state: RequestState | None) -> Iterator[None]:
         _request.reset(token)
 
 
-def install(tower: TextTower, model: Any, *, hidden_states: bool = False) -> None:
+def install(
+    tower: TextTower, model: Any, *, hidden_states: bool = False, linear: Iterable[str] = ()
+) -> None:
     """Open the doorway into a model, once; later calls do nothing.
 
     A model without a request computes exactly what it computed before.
@@ -108,10 +116,11 @@ def install(tower: TextTower, model: Any, *, hidden_states: bool = False) -> Non
         tower: the model's text tower.
         model: the model.
         hidden_states: open it for hidden states too; its hooks cost a little in every layer.
+        linear: names of linear maps inside the text tower to open as well.
 
     Raises:
-        UnsupportedModelError: the text tower does not run on transformers' sdpa attention, or
-            soft-caps its attention logits.
+        UnsupportedModelError: the text tower does not run on transformers' sdpa attention,
+            soft-caps its attention logits, or has no linear map of a given name.
     """
     with _install_lock:
         if tower.module not in _installed:
@@ -120,7 +129,12 @@ def install(tower: TextTower, model: Any, *, hidden_states: bool = False) -> Non
         if hidden_states and tower.module not in _hooked:
             for index, layer in enumerate(tower.blocks):
                 layer.register_forward_hook(_hidden_hook(index, tower.config))
+            tower.final_norm.register_forward_hook(_hidden_hook(tower.depth, tower.config))
             _hooked.add(tower.module)
+        opened = _linear.setdefault(tower.module, set())
+        for name in sorted(set(linear) - opened):
+            _linear_map(tower, name).register_forward_hook(_linear_hook(name, tower.config))
+            opened.add(name)
 
 
 def _install_attention(tower: TextTower, model: Any) -> None:
@@ -204,6 +218,27 @@ def _hidden_hook(index: int, config: Any) -> Callable[..., Any]:
         for edit in edits:
             hidden = edit(hidden, state.past)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return hook
+
+
+def _linear_map(tower: TextTower, name: str) -> torch.nn.Module:
+    try:
+        return tower.module.get_submodule(name)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"The text tower has no module {name!r}; the adapter belongs to another model."
+        ) from error
+
+
+def _linear_hook(name: str, config: Any) -> Callable[..., Any]:
+    def hook(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
+        state = _request.get()
+        if state is None or state.config is not config:
+            return None
+        for edit in state.linear.get(name, ()):
+            output = edit(args[0], output)
+        return output
 
     return hook
 

@@ -44,6 +44,7 @@ class TextTower:
         config: the text config, shared by the decoder and its attention modules.
         config_key: its name among the sub-configs.
         blocks: its decoder layers.
+        final_norm: what follows the last of them; its output goes into the LM head.
         self_attention: indices of the layers in which text attends to text; without the
             cross-attention layers of Mllama.
     """
@@ -52,6 +53,7 @@ class TextTower:
     config: Any
     config_key: str
     blocks: tuple[torch.nn.Module, ...]
+    final_norm: torch.nn.Module
     self_attention: tuple[int, ...]
 
     @property
@@ -119,5 +121,6 @@ def text_tower(model: Any, *, wanted_by: str) -> TextTower:
         config=config,
         config_key=key,
         blocks=blocks,
+        final_norm=cast(torch.nn.Module, module.norm),
         self_attention=tuple(index for index in range(len(blocks)) if index not in crossed),
     )

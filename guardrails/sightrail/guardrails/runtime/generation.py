@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ConfigurationError
 from . import doorway
 from .families import TextTower
-from .interventions import Interventions
+from .interventions import Decision, Interventions
 from .options import GenerationOptions
 from .prompt import Prompt
 from .sampling import sampling_processors
-from .stopping import Cancelled, Decode, StopAtText, find_stop
+from .stopping import Cancelled, Decided, Decode, StopAtText, find_stop
+from .streaming import TokenQueue
+
+if TYPE_CHECKING:
+    from ..verdict import Verdict
+
+K = TypeVar("K")
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -25,16 +32,28 @@ class Generation:
     """What one row produced.
 
     Attributes:
-        tokens: the new tokens, end token and padding left out.
+        tokens: the new tokens; end token, padding and what belongs to a guardrail left out.
         input_tokens: prompt tokens without padding.
         output_tokens: produced tokens, end token included.
         finish_reason: ``"stop"`` at an end token or a stop text, else ``"length"``.
+        decisions: what the guardrails decided about the row.
     """
 
     tokens: list[int]
     input_tokens: int
     output_tokens: int
     finish_reason: Literal["stop", "length"]
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether every guardrail let the model speak."""
+        return all(decision.answered for decision in self.decisions)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the guardrails found."""
+        return tuple(decision.verdict for decision in self.decisions)
 
 
 def generate(
@@ -46,8 +65,9 @@ def generate(
     pad_token_id: int | None,
     interventions: Sequence[Interventions] = (),
     tower: TextTower | None = None,
-    streamer: Any = None,
+    streamer: TokenQueue | None = None,
     cancel: threading.Event | None = None,
+    decide_only: bool = False,
 ) -> list[Generation]:
     """Generate for every row of a prompt.
 
@@ -61,54 +81,83 @@ def generate(
         tower: the model's text tower, where they need it.
         streamer: gets every token of a single row.
         cancel: set from another thread, it ends the run after the token at work.
+        decide_only: end as soon as every guardrail has decided.
 
     Raises:
         ConfigurationError: an unknown setting, or streaming with beams.
+        UnsupportedModelError: a guardrail came to no decision.
     """
     if streamer is not None and options.beams > 1:
         raise ConfigurationError(
             f"Streaming needs one beam, got num_beams={options.beams}; use chat instead."
         )
-    config = options.config(model, pad_token_id)
+    hidden = sum(one.hidden_tokens for one in interventions)
+    waiting = [one.decisions for one in interventions if one.decisions is not None]
+    ends = Decided(waiting, prompt.rows, decide_only=decide_only)
+    if ends.all_ended():
+        return [_unbegun(prompt, row, ends.row(row)) for row in range(prompt.rows)]
+    if streamer is not None:
+        streamer.hold_back(hidden, ends.all_ended)
+    config = options.config(model, pad_token_id, more=hidden)
     processors = [processor for one in interventions for processor in one.logits]
     processors += sampling_processors(options, prompt.rows)
+    criteria = _criteria(options, prompt.length + hidden, decode, cancel)
     with doorway.request(request_state(interventions, tower)):
         output = model.generate(
             **prompt.inputs,
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=StoppingCriteriaList(_criteria(options, prompt, decode, cancel)),
+            stopping_criteria=StoppingCriteriaList([*criteria, *([ends] if waiting else [])]),
             streamer=streamer,
         )
+    ends.require_all()
+    answers = output[:, prompt.length + hidden :].tolist()
     sent = prompt.inputs["attention_mask"].sum(dim=1).tolist()
-    return [
+    made = [
         _generation(row, int(length), _end_tokens(config), options, decode)
-        for row, length in zip(output[:, prompt.length :].tolist(), sent, strict=True)
+        for row, length in zip(answers, sent, strict=True)
     ]
+    return [_with_decisions(one, ends.row(row)) for row, one in enumerate(made)]
+
+
+def _with_decisions(generation: Generation, decisions: tuple[Decision, ...]) -> Generation:
+    """A row that is not answered keeps nothing of what the model said meanwhile."""
+    found = replace(generation, decisions=decisions)
+    return found if found.answered else replace(found, tokens=[], output_tokens=0)
+
+
+def _unbegun(prompt: Prompt, row: int, decisions: tuple[Decision, ...]) -> Generation:
+    length = int(prompt.inputs["attention_mask"][row].sum())
+    return Generation([], length, 0, "stop", decisions)
 
 
 def request_state(
     interventions: Sequence[Interventions], tower: TextTower | None
 ) -> doorway.RequestState | None:
     """The doorway's state for these interventions; None when the model runs bare."""
-    attention: dict[int, tuple[doorway.AttentionEdit, ...]] = {}
-    hidden: dict[int, tuple[doorway.HiddenEdit, ...]] = {}
-    for one in interventions:
-        for layer, attention_edit in one.attention.items():
-            attention[layer] = (*attention.get(layer, ()), attention_edit)
-        for layer, hidden_edit in one.hidden_states.items():
-            hidden[layer] = (*hidden.get(layer, ()), hidden_edit)
-    if tower is None or not (attention or hidden):
+    attention = _joined([one.attention for one in interventions])
+    hidden = _joined([one.hidden_states for one in interventions])
+    linear = _joined([one.linear for one in interventions])
+    if tower is None or not (attention or hidden or linear):
         return None
-    return doorway.RequestState(tower.config, attention, hidden)
+    return doorway.RequestState(tower.config, attention, hidden, linear)
+
+
+def _joined(edits: Sequence[Mapping[K, E]]) -> dict[K, tuple[E, ...]]:
+    """The edits of all guardrails at each place, in the order of the guardrails."""
+    joined: dict[K, tuple[E, ...]] = {}
+    for one in edits:
+        for place, edit in one.items():
+            joined[place] = (*joined.get(place, ()), edit)
+    return joined
 
 
 def _criteria(
-    options: GenerationOptions, prompt: Prompt, decode: Decode, cancel: threading.Event | None
+    options: GenerationOptions, begin: int, decode: Decode, cancel: threading.Event | None
 ) -> list[StoppingCriteria]:
     criteria: list[StoppingCriteria] = []
     if options.stop:
-        criteria.append(StopAtText(options.stop, prompt.length, decode))
+        criteria.append(StopAtText(options.stop, begin, decode))
     if cancel is not None:
         criteria.append(Cancelled(cancel))
     return criteria

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -11,14 +11,36 @@ from ..errors import ConfigurationError
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
 
-    from .doorway import AttentionEdit, HiddenEdit
-    from .families import TextTower
+    from ..verdict import Verdict
+    from .doorway import AttentionEdit, HiddenEdit, LinearEdit
+    from .host import Host
     from .prompt import Prompt
 
 #: What a guardrail can ask of a model.
-NEEDS = frozenset({"pixels", "prompt", "attention", "hidden_states", "logits"})
+NEEDS = frozenset({"pixels", "prompt", "attention", "hidden_states", "linear", "logits"})
 #: What only a model whose inside is known can give.
-INSIDE = frozenset({"attention", "hidden_states"})
+INSIDE = frozenset({"attention", "hidden_states", "linear"})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a guardrail decided about one request.
+
+    Attributes:
+        verdict: what it found, with the action that follows.
+        answered: whether the model speaks: it answers, or declines in its own words. Where it does
+            not, the user gets the policy's refusal text, or an exception.
+    """
+
+    verdict: Verdict
+    answered: bool = True
+
+
+class Decisions(Protocol):
+    """Decisions on the rows of a batch, which may fall while the model runs."""
+
+    def decided(self) -> Sequence[Decision] | None:
+        """One per row; None as long as the run has not come that far."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +49,21 @@ class Interventions:
 
     Attributes:
         attention: decoder layer -> edit of its attention output.
-        hidden_states: decoder layer -> edit of its output.
+        hidden_states: decoder layer -> edit of its output; the number of layers stands for the
+            output of the final norm.
+        linear: name of a linear map in the text tower -> edit of its output.
         logits: processors, applied in order before sampling.
+        hidden_tokens: how many of the first generated tokens are the guardrail's own: no user sees
+            them, and they count as no output.
+        decisions: decides about every row.
     """
 
     attention: Mapping[int, AttentionEdit] = field(default_factory=dict)
     hidden_states: Mapping[int, HiddenEdit] = field(default_factory=dict)
+    linear: Mapping[str, LinearEdit] = field(default_factory=dict)
     logits: Sequence[LogitsProcessor] = ()
+    hidden_tokens: int = 0
+    decisions: Decisions | None = None
 
 
 @runtime_checkable
@@ -41,7 +71,8 @@ class ModelGuardrail(Protocol):
     """A guardrail that acts on the prompt or inside the model.
 
     ``check`` runs once, when the guardrail is put on a model; ``interventions`` once per batch.
-    Both get the text tower only if ``needs`` holds ``"attention"`` or ``"hidden_states"``.
+    ``host.tower`` is there only if ``needs`` holds something of ``INSIDE``. A guardrail that needs
+    ``"linear"`` has an attribute ``linear_names``: the maps it edits.
     """
 
     @property
@@ -51,10 +82,10 @@ class ModelGuardrail(Protocol):
     def apply(self, messages: Any) -> Any:
         """The messages as the model shall see them; the given ones stay as they are."""
 
-    def check(self, tower: TextTower | None) -> None:
+    def check(self, host: Host) -> None:
         """Raise a typed error when this model cannot serve the settings."""
 
-    def interventions(self, prompt: Prompt, tower: TextTower | None) -> Interventions:
+    def interventions(self, prompt: Prompt, host: Host) -> Interventions:
         """What to do inside the model for this batch of prompts."""
 
 
@@ -74,6 +105,11 @@ class GuardrailSet:
     def needs(self) -> frozenset[str]:
         """Everything the inner guardrails ask for."""
         return frozenset[str]().union(*(guardrail.needs for guardrail in self.inner))
+
+    @property
+    def linear_names(self) -> Iterable[str]:
+        """The linear maps that they edit."""
+        return [name for guard in self.inner for name in getattr(guard, "linear_names", ())]
 
     @property
     def inside(self) -> list[str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import RequestRefused
 from ..prompting.safety_prefix import SafetyPrefix
 from . import doorway
 from .answers import Answer, AnswerChunk, Usage
@@ -26,15 +28,16 @@ from .families import (
     text_tower,
 )
 from .generation import Generation, generate
-from .interventions import INSIDE, Interventions, sort_guardrails
+from .host import Host
+from .interventions import INSIDE, sort_guardrails
 from .loading import load_model
 from .messages import Conversation, Messages, as_messages, pictures, read_messages
 from .options import GenerationOptions, read_options
 from .pixel_parity import seen_by
-from .prompt import Prompt, PromptBuilder, tokenizer_lock
+from .prompt import Prompt, PromptBuilder
 from .screening_step import Screened, decode_pictures, screen_pictures
 from .stopping import finished_text, showable_text
-from .streaming import StreamEnd, stream_tokens
+from .streaming import StreamEnd, TokenQueue, stream_tokens
 
 if TYPE_CHECKING:
     from ..intake import Limits
@@ -80,17 +83,23 @@ class LocalLVLM:
         self.limits = limits or Limits()
         self._guards = sort_guardrails(guardrails)
         self.guardrails = tuple(guardrails)
-        self._prompts = PromptBuilder(
+        self._scaling = partial(seen_by, processor)
+        tower = None
+        if self._guards.inside:
+            tower = text_tower(model, wanted_by=", ".join(self._guards.inside))
+        prompts = PromptBuilder(
             processor, context_length=context_length(model), image_token_ids=image_token_ids(model)
         )
-        self._scaling = partial(seen_by, processor)
-        self._tower = None
-        if self._guards.inside:
-            self._tower = text_tower(model, wanted_by=", ".join(self._guards.inside))
+        self._host = Host(model, processor, self.name, prompts, self.policy, tower)
         for guard in self._guards.inner:
-            guard.check(self._tower)
-        if self._tower is not None:
-            doorway.install(self._tower, model, hidden_states="hidden_states" in self._guards.needs)
+            guard.check(self._host)
+        if tower is not None:
+            doorway.install(
+                tower,
+                model,
+                hidden_states="hidden_states" in self._guards.needs,
+                linear=self._guards.linear_names,
+            )
 
     @classmethod
     def from_pretrained(
@@ -169,7 +178,7 @@ class LocalLVLM:
             PromptError: the conversation cannot be turned into a prompt.
             ConfigurationError: a generation setting is not possible.
             ImageError: a picture cannot be read, and no detector is there to judge that.
-            ImageRefused: the policy asks for an exception.
+            ImageRefused, RequestRefused: the policy asks for an exception.
         """
         options = read_options(
             stop,
@@ -220,6 +229,30 @@ class LocalLVLM:
         prompt = self._prompt([screened.conversation])
         yield from self._stream(prompt, screened.verdicts, settings)
 
+    def assess(self, messages: Messages) -> tuple[Verdict, ...]:
+        """What the guardrails say about a conversation, without an answer.
+
+        Args:
+            messages: as for :meth:`chat`.
+
+        Returns:
+            One verdict per picture and detector; unless screening refuses already, then one per
+            guardrail that decides on requests.
+
+        Raises:
+            As :meth:`chat`, except that a decision against the request is only told.
+        """
+        screened = self._screen(read_messages(messages))
+        if screened.conversation is None:
+            return screened.verdicts
+        prompt = self._prompt([screened.conversation])
+        (found,) = self._generate(prompt, read_options(max_new_tokens=1), decide_only=True)
+        return screened.verdicts + found.verdicts
+
+    async def aassess(self, messages: Messages) -> tuple[Verdict, ...]:
+        """:meth:`assess` in a worker thread."""
+        return await asyncio.to_thread(self.assess, messages)
+
     async def achat(self, messages: Messages, **options: Any) -> Answer:
         """:meth:`chat` in a worker thread."""
         return await asyncio.to_thread(self.chat, messages, **options)
@@ -259,13 +292,8 @@ class LocalLVLM:
                 messages = guard.apply(messages)
             guarded.append(read_messages(messages))
         prefix = next((g.text for g in self._guards.inner if isinstance(g, SafetyPrefix)), None)
-        prompt = self._prompts.build(
-            guarded, spans=bool(self._guards.needs & INSIDE), prefix=prefix
-        )
-        return prompt.to(self.model.device, self.model.dtype)
-
-    def _interventions(self, prompt: Prompt) -> list[Interventions]:
-        return [guard.interventions(prompt, self._tower) for guard in self._guards.inner]
+        prompt = self._host.prompt(guarded, spans=bool(self._guards.needs & INSIDE), prefix=prefix)
+        return replace(prompt, originals=tuple(conversations))
 
     def _answer_all(
         self, conversations: Sequence[Conversation], options: GenerationOptions
@@ -287,19 +315,22 @@ class LocalLVLM:
         self,
         prompt: Prompt,
         options: GenerationOptions,
-        streamer: Any = None,
+        streamer: TokenQueue | None = None,
         cancel: threading.Event | None = None,
+        *,
+        decide_only: bool = False,
     ) -> list[Generation]:
         return generate(
             self.model,
             prompt,
             options,
-            decode=self._decode,
-            pad_token_id=self._pad_token_id(),
-            interventions=self._interventions(prompt),
-            tower=self._tower,
+            decode=self._host.decode,
+            pad_token_id=self._host.pad_token_id,
+            interventions=[g.interventions(prompt, self._host) for g in self._guards.inner],
+            tower=self._host.tower,
             streamer=streamer,
             cancel=cancel,
+            decide_only=decide_only,
         )
 
     def _stream(
@@ -315,7 +346,7 @@ class LocalLVLM:
                     yield AnswerChunk(answer.text[len(shown) :], answer)
                     return
                 tokens += item
-                text = showable_text(self._decode(tokens), options.stop)
+                text = showable_text(self._host.decode(tokens), options.stop)
                 if len(text) > len(shown) and text.startswith(shown):
                     new, shown = text[len(shown) :], text
                     yield AnswerChunk(new)
@@ -325,31 +356,24 @@ class LocalLVLM:
     def _answer(
         self, generation: Generation, verdicts: tuple[Verdict, ...], options: GenerationOptions
     ) -> Answer:
+        verdicts += generation.verdicts
+        if any(verdict.action == "raise" for verdict in generation.verdicts):
+            raise RequestRefused(
+                f"The policy refuses this request: {generation.verdicts[-1].summary()}",
+                verdicts=generation.verdicts,
+            )
+        refused = any(verdict.action == "refuse" for verdict in generation.verdicts)
+        words = finished_text(self._host.decode(generation.tokens), options.stop)
         return Answer(
-            text=finished_text(self._decode(generation.tokens), options.stop),
-            refused=False,
+            text=words if generation.answered else self.policy.refusal,
+            refused=refused,
             verdicts=verdicts,
             usage=Usage(generation.input_tokens, generation.output_tokens),
-            finish_reason=generation.finish_reason,
+            finish_reason="refused" if refused else generation.finish_reason,
         )
 
     def _refusal(self, verdicts: tuple[Verdict, ...]) -> Answer:
         return Answer(self.policy.refusal, True, verdicts, Usage(0, 0), "refused")
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        tokenizer = self.processor.tokenizer
-        with tokenizer_lock(tokenizer):
-            text = tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        return str(text)
-
-    def _pad_token_id(self) -> int | None:
-        tokenizer = self.processor.tokenizer
-        token: int | None = tokenizer.pad_token_id
-        if token is None:
-            token = tokenizer.eos_token_id
-        return token
 
     def __repr__(self) -> str:
         guards = ", ".join(type(guard).__name__ for guard in self.guardrails)

@@ -78,8 +78,8 @@ class GenerationOptions:
         """Number of beams searched."""
         return int(self.extra.get("num_beams") or 1)
 
-    def config(self, model: Any, pad_token_id: int | None) -> Any:
-        """The ``GenerationConfig`` for ``model`` with these settings.
+    def config(self, model: Any, pad_token_id: int | None, *, more: int = 0) -> Any:
+        """The ``GenerationConfig`` for ``model`` with these settings; ``more`` tokens are not seen.
 
         Sampling is done by our own processors (see ``sampling``), so transformers is always told
         to take the likeliest token, and sampling defaults of the checkpoint are neutralised.
@@ -93,7 +93,7 @@ class GenerationOptions:
             temperature=1.0,
             top_p=1.0,
             top_k=50,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens + more,
             max_length=None,
             return_dict_in_generate=False,
             **self.extra,

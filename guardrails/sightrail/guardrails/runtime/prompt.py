@@ -36,11 +36,13 @@ class Prompt:
         inputs: what ``generate`` takes: ``input_ids`` [B, T], ``attention_mask`` [B, T], pixels.
         conversations: what the rows were made from.
         spans: token positions, when they were asked for.
+        originals: the conversations before any guardrail changed their prompts.
     """
 
     inputs: Mapping[str, torch.Tensor]
     conversations: tuple[Conversation, ...]
     spans: Spans | None = None
+    originals: tuple[Conversation, ...] = ()
 
     @property
     def length(self) -> int:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import StoppingCriteria
+
+from ..errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from .interventions import Decision, Decisions
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -45,6 +51,56 @@ class Cancelled(StoppingCriteria):
     ) -> torch.Tensor:
         """Say whether to stop, the same for every row: bool [B]."""
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+class Decided(StoppingCriteria):
+    """Finish the rows that a guardrail decided not to answer.
+
+    Args:
+        waiting: the decisions that fall in this run.
+        rows: number of prompts; beams of a prompt stand next to each other.
+        decide_only: finish every row once all decisions have fallen.
+    """
+
+    def __init__(self, waiting: Sequence[Decisions], rows: int, *, decide_only: bool) -> None:
+        self._waiting = waiting
+        self._rows = rows
+        self._decide_only = decide_only
+
+    def row(self, row: int) -> tuple[Decision, ...]:
+        """What was decided about a row so far."""
+        fallen = (one.decided() for one in self._waiting)
+        return tuple(decisions[row] for decisions in fallen if decisions is not None)
+
+    def all_ended(self) -> bool:
+        """Whether no row is left for the model to answer."""
+        return all(self._ended(row) for row in range(self._rows))
+
+    def require_all(self) -> None:
+        """Make sure that nothing was answered undecided.
+
+        Raises:
+            UnsupportedModelError: the run is over and a guardrail has not decided.
+        """
+        if undecided := [one for one in self._waiting if one.decided() is None]:
+            names = ", ".join(type(one).__name__ for one in undecided)
+            raise UnsupportedModelError(
+                f"{names} came to no decision in this run, so nothing is answered; the model does "
+                "not generate the way the guardrail expects."
+            )
+
+    def _ended(self, row: int) -> bool:
+        found = self.row(row)
+        complete = self._decide_only and len(found) == len(self._waiting)
+        return complete or not all(decision.answered for decision in found)
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object
+    ) -> torch.Tensor:
+        """Say for each row of input_ids [B, T] whether it is done: bool [B]."""
+        beams = len(input_ids) // self._rows
+        ended = [self._ended(row) for row in range(self._rows) for _ in range(beams)]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def find_stop(text: str, stop: Sequence[str]) -> int | None:

@@ -26,13 +26,23 @@ class TokenQueue(BaseStreamer):
     def __init__(self) -> None:
         self.items: queue.SimpleQueue[list[int] | StreamEnd] = queue.SimpleQueue()
         self._prompt_seen = False
+        self._hidden = 0
+        self._silent: Callable[[], bool] = lambda: False
+
+    def hold_back(self, hidden: int, silent: Callable[[], bool]) -> None:
+        """Keep back the first ``hidden`` tokens, and every token while ``silent()`` says so."""
+        self._hidden, self._silent = hidden, silent
 
     def put(self, value: Any) -> None:
         """Take new tokens [1] or [1, T]; the first call is the prompt and is skipped."""
         if not self._prompt_seen:
             self._prompt_seen = True
             return
-        self.items.put(value.reshape(-1).tolist())
+        tokens = value.reshape(-1).tolist()
+        kept = tokens[self._hidden :]
+        self._hidden -= len(tokens) - len(kept)
+        if kept and not self._silent():
+            self.items.put(kept)
 
     def end(self) -> None:
         """Nothing to do: the thread reports its end itself, with the result or the error."""

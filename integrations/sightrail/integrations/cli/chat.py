@@ -46,5 +46,7 @@ def chat(
 
 
 def _show_verdicts(pictures: list[Path], verdicts: tuple[Verdict, ...]) -> None:
-    for path, verdict in zip(pictures, verdicts, strict=False):
-        stderr().print(f"{path.name}: {verdict.summary()}", markup=False, soft_wrap=True)
+    names = [path.name for path in pictures]
+    for verdict in verdicts:
+        about = "request" if verdict.subject == "request" or not names else names.pop(0)
+        stderr().print(f"{about}: {verdict.summary()}", markup=False, soft_wrap=True)
