@@ -96,7 +96,7 @@ class GenerationOptions:
             max_new_tokens=self.max_new_tokens + more,
             max_length=None,
             return_dict_in_generate=False,
-            **self.extra,
+            **self._lengthened(more),
         )
         if unknown:
             raise ConfigurationError(
@@ -106,6 +106,11 @@ class GenerationOptions:
         if config.pad_token_id is None:
             config.pad_token_id = pad_token_id
         return config
+
+    def _lengthened(self, more: int) -> dict[str, Any]:
+        """``extra`` with its shortest answer counted from the first token that is seen."""
+        least = self.extra.get("min_new_tokens")
+        return {**self.extra, "min_new_tokens": least + more} if least and more else {**self.extra}
 
 
 def read_options(stop: Sequence[str] | str = (), **settings: Any) -> GenerationOptions:
