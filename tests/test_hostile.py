@@ -40,6 +40,9 @@ LIMITS = Limits(
     max_images_per_message=4,
     max_pixels_per_request=2_000_000,
 )
+# Pillow warns of tags that it skips; what it goes on to read is to be tested, as users have it.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 PEAK = 64 * MIB
 """A request within LIMITS holds 6 MB of decoded pixels, and as much again in four renderings and
 their copies while one picture of the largest size is read, digested and encoded anew."""
@@ -210,7 +213,7 @@ def read_many(files: int) -> None:
     assert sum(ends.values()) == files
     assert ends["read"] > files / 10
     assert {"truncated", "not_an_image", "too_large"} <= ends.keys()
-    assert kilobytes < 64 * MIB
+    assert kilobytes < 32 * MIB
 
 
 def test_hostile_files_take_bounded_memory() -> None:

@@ -15,7 +15,7 @@ from sightrail.guardrails.intake import PictureSource
 from sightrail.guardrails.verdict import NotInspected
 
 _MAGIC: Final = re.compile(
-    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\x00|MM\x00\*|BM....\x00\x00\x00\x00"
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II[*+]\x00|MM\x00[*+]|BM....\x00\x00\x00\x00"
     rb"|....ftyp(?:avif|avis|heic|heix|mif1|msf1)",
     re.DOTALL,
 )
