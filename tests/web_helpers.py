@@ -64,17 +64,18 @@ class Server:
             threading.Thread(target=self._answer, args=[connection], daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection:
-            try:
-                if self.tls is not None:
-                    connection = self.tls.wrap_socket(connection, server_side=True)
-                request = connection.recv(65536).decode("latin-1")
+        try:
+            with connection, self._secured(connection) as spoken:
+                request = spoken.recv(65536).decode("latin-1")
                 if not request:
                     return
                 self.requests.append(request)
-                self.answers[request.split()[1]](connection, request)
-            except (OSError, KeyError, IndexError):
-                return
+                self.answers[request.split()[1]](spoken, request)
+        except (OSError, KeyError, IndexError):
+            return
+
+    def _secured(self, connection: socket.socket) -> socket.socket:
+        return self.tls.wrap_socket(connection, server_side=True) if self.tls else connection
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 The name is resolved once a hop, every address of the answer has to be public, and the connection
 goes to one of these very addresses: asking the name again could give another answer (DNS
-rebinding). Host header and TLS are for the name all the same. No proxy, cookie or credential of
-this machine is used, and nothing is sent but the request.
+rebinding). Host header and TLS are for the name all the same; certificates are verified against the
+authorities that OpenSSL trusts on this machine (SSL_CERT_FILE adds another). No proxy, cookie or
+credential of this machine is used, and nothing is sent but the request.
 """
 
 from __future__ import annotations
