@@ -2,8 +2,9 @@
 
 The image processors of transformers that run on torchvision are tensor code already: their own
 methods resize, crop, normalise and cut into patches, driven by their own settings. What stands in
-the way of a gradient is that they round to whole levels after resizing; here the rounding is kept
-and the gradient passes it as if it were not there.
+the way of a gradient is that they resize in whole numbers, rounding and clamping on the way (twice:
+across, then down). So values come from that very arithmetic, and gradients from the same resizing
+in real numbers.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class DifferentiablePreprocessing:
         """The values of a stack [N, 3, H, W] of one size."""
         images = self._images
         if images.do_resize:
-            pictures = whole_levels(self._resized(pictures))
+            smooth = self._resized(pictures)
+            whole = self._resized(pictures.detach().round().to("cpu", torch.uint8)).to(smooth)
+            pictures = smooth + (whole - smooth).detach()
         if not self._patched and images.do_center_crop:
             pictures = images.center_crop(pictures, images.crop_size)
         values = images.rescale_and_normalize(

@@ -73,9 +73,7 @@ class Reader:
         prompt = self._prompts.build(talks, prefix=None)
         return dict(prompt.to(self.model.device, self.model.dtype).inputs)
 
-    def read(
-        self, inputs: Mapping[str, Tensor], answers: Sequence[str] | None = None
-    ) -> Read:
+    def read(self, inputs: Mapping[str, Tensor], answers: Sequence[str] | None = None) -> Read:
         """One pass; with answers, each of them stands behind its prompt."""
         given = dict(inputs)
         rows, length = given["input_ids"].shape

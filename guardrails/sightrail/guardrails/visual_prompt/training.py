@@ -1,0 +1,132 @@
+"""The training loop: sign-gradient steps on the pixels, the model frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from .harmfulness import Direction, hinge
+from .placement import Placement, levels_to_pixels
+from .prepare import Tick
+from .preprocess import DifferentiablePreprocessing
+from .requests import PictureRequest, Reader
+from .settings import DavspSettings
+
+_CHECKPOINT_EVERY: Final = 50
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What stays the same through all steps.
+
+    Attributes:
+        reader: runs the model.
+        preprocessing: of its pictures.
+        placement: where the trained values go.
+        direction: what the projections are taken on.
+        settings: of the training.
+    """
+
+    reader: Reader
+    preprocessing: DifferentiablePreprocessing
+    placement: Placement
+    direction: Direction
+    settings: DavspSettings
+
+    def loss(
+        self, values: Tensor, batch: Sequence[PictureRequest], answered: Sequence[bool]
+    ) -> Tensor:
+        """w_a * hinge + w_c * cross-entropy of the rows that are answered, averaged over the batch.
+
+        Args:
+            values: what is trained, [3, H, W].
+            batch: requests.
+            answered: whose answers count.
+        """
+        placed = [self.placement.place(values, request.image) for request in batch]
+        images = [Image.fromarray(levels_to_pixels(picture)) for picture in placed]
+        inputs = self.reader.inputs([request.text for request in batch], images)
+        inputs["pixel_values"] = self.preprocessing(placed).to(inputs["pixel_values"])
+        read = self.reader.read(inputs, [request.answer for request in batch])
+        harmful = torch.tensor([request.harmful for request in batch]).to(values.device)
+        projected = read.states[:, self.direction.layer - 1] @ self.direction.vector
+        aligned = hinge(projected, harmful, self.direction.mu_plus, self.direction.mu_minus)
+        counted = torch.tensor(answered).to(read.answer_loss)
+        spoken = (read.answer_loss * counted).mean()
+        return self.settings.alignment_weight * aligned + self.settings.answer_weight * spoken
+
+    def train(
+        self, requests: Sequence[PictureRequest], tick: Tick, checkpoint: Path | None = None
+    ) -> Tensor:
+        """The trained values.
+
+        Args:
+            requests: harmful and benign ones.
+            tick: told about progress.
+            checkpoint: a file to keep the state in, and to go on from.
+
+        Raises:
+            ConfigurationError: the checkpoint belongs to other settings.
+        """
+        settings, device = self.settings, self.direction.vector.device
+        values, start = self.placement.start(), 0
+        if checkpoint is not None and checkpoint.exists():
+            values, start = _resumed(checkpoint, settings)
+        values = values.to(device)
+        for number in range(start, settings.steps):
+            batch, answered = draw_batch(requests, settings, number)
+            values = values.requires_grad_(True)
+            loss = self.loss(values, batch, answered)
+            (slope,) = torch.autograd.grad(loss, values)
+            with torch.no_grad():
+                moved = values - settings.step_at(number) * slope.sign()
+                values = self.placement.bounded(moved)
+            done = number + 1
+            if checkpoint is not None and (done % _CHECKPOINT_EVERY == 0 or done == settings.steps):
+                _keep(checkpoint, values, done, settings)
+            tick(f"border, loss {float(loss.detach()):.3f}", done, settings.steps)
+        return values.detach()
+
+
+def draw_batch(
+    requests: Sequence[PictureRequest], settings: DavspSettings, number: int
+) -> tuple[list[PictureRequest], list[bool]]:
+    """The batch of step ``number``, half of it harmful, and whose answers count.
+
+    It depends on the seed and the step alone, so a run that is resumed draws what it would have.
+    """
+    rng = np.random.default_rng([settings.seed, number])
+    batch: list[PictureRequest] = []
+    for harmful in (True, False):
+        pool = [request for request in requests if request.harmful == harmful]
+        batch += [pool[i] for i in rng.integers(len(pool), size=settings.batch // 2)]
+    chance = rng.random(len(batch))
+    return batch, [
+        not request.harmful or bool(luck < settings.harmful_answers)
+        for request, luck in zip(batch, chance, strict=True)
+    ]
+
+
+def _keep(checkpoint: Path, values: Tensor, step: int, settings: DavspSettings) -> None:
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {"values": values.cpu(), "step": step, "settings": asdict(settings)}
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(checkpoint)  # an interrupted write never takes the last good state away
+
+
+def _resumed(checkpoint: Path, settings: DavspSettings) -> tuple[Tensor, int]:
+    state = torch.load(checkpoint, weights_only=True)
+    if state["settings"] != asdict(settings):
+        raise ConfigurationError(
+            f"{checkpoint} was made with other settings; give another folder, or remove it."
+        )
+    return state["values"], int(state["step"])
