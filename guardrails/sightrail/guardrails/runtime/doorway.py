@@ -105,6 +105,12 @@ def request(state: RequestState | None) -> Iterator[None]:
         _request.reset(token)
 
 
+def past() -> int:
+    """Positions in the cache before the forward pass at work; 0 outside of any request."""
+    state = _request.get()
+    return 0 if state is None else state.past
+
+
 def install(
     tower: TextTower, model: Any, *, hidden_states: bool = False, linear: Iterable[str] = ()
 ) -> None:
