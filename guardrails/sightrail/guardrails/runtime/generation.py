@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ..errors import ConfigurationError
 from . import doorway
@@ -99,25 +105,60 @@ def generate(
     if streamer is not None:
         streamer.hold_back(hidden, ends.all_ended)
     config = options.config(model, pad_token_id, more=hidden)
+    inputs = _inputs(prompt, config, interventions)
+    begin = inputs["input_ids"].shape[1] + hidden
     processors = [processor for one in interventions for processor in one.logits]
+    processors += [_From(begin, one) for some in interventions for one in some.answer_logits]
     processors += sampling_processors(options, prompt.rows)
-    criteria = _criteria(options, prompt.length + hidden, decode, cancel)
+    criteria = _criteria(options, begin, decode, cancel)
     with doorway.request(request_state(interventions, tower)):
         output = model.generate(
-            **prompt.inputs,
+            **inputs,
             generation_config=config,
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([*criteria, *([ends] if waiting else [])]),
             streamer=streamer,
         )
     ends.require_all()
-    answers = output[:, prompt.length + hidden :].tolist()
+    answers = output[:, begin:].tolist()
     sent = prompt.inputs["attention_mask"].sum(dim=1).tolist()
     made = [
         _generation(row, int(length), _end_tokens(config), options, decode)
         for row, length in zip(answers, sent, strict=True)
     ]
     return [_with_decisions(one, ends.row(row)) for row, one in enumerate(made)]
+
+
+def _inputs(
+    prompt: Prompt, config: Any, interventions: Sequence[Interventions]
+) -> dict[str, Any]:
+    """The prompt's inputs, or those of one that is computed in part already.
+
+    That part is the bare model's and of one row each: nobody else may edit the model's inside,
+    there may be one beam only, and the model must not be told to make a cache of its own.
+    """
+    one_cache = config.use_cache and not config.cache_implementation
+    if config.num_beams in (None, 1) and one_cache and not config.prefill_chunk_size:
+        for one in interventions:
+            others = (other for other in interventions if other is not one)
+            if one.prefilled is not None and not any(other.edits for other in others):
+                return {**one.prefilled.inputs, "past_key_values": one.prefilled.cache}
+    return dict(prompt.inputs)
+
+
+class _From(LogitsProcessor):
+    """A processor that begins to work at some position."""
+
+    def __init__(self, begin: int, processor: LogitsProcessor) -> None:
+        self._begin = begin
+        self._processor = processor
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores [B, V], processed once input_ids [B, T] are long enough."""
+        if input_ids.shape[1] < self._begin:
+            return scores
+        processed: torch.Tensor = self._processor(input_ids, scores)
+        return processed
 
 
 def _with_decisions(generation: Generation, decisions: tuple[Decision, ...]) -> Generation:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .doorway import AttentionEdit, HiddenEdit, LinearEdit
     from .host import Host
     from .prompt import Prompt
+    from .shared_prefill import Prefilled
 
 #: What a guardrail can ask of a model.
 NEEDS = frozenset({"pixels", "prompt", "attention", "hidden_states", "linear", "logits"})
@@ -53,17 +54,28 @@ class Interventions:
             output of the final norm.
         linear: name of a linear map in the text tower -> edit of its output.
         logits: processors, applied in order before sampling.
+        answer_logits: processors that see the user's answer only: the first one comes before its
+            first token, after every guardrail's hidden tokens.
         hidden_tokens: how many of the first generated tokens are the guardrail's own: no user sees
             them, and they count as no output.
         decisions: decides about every row.
+        prefilled: the prompt with its beginning computed already, by the bare model. It is left
+            aside where another guardrail edits what that computes, or generation needs the whole.
     """
 
     attention: Mapping[int, AttentionEdit] = field(default_factory=dict)
     hidden_states: Mapping[int, HiddenEdit] = field(default_factory=dict)
     linear: Mapping[str, LinearEdit] = field(default_factory=dict)
     logits: Sequence[LogitsProcessor] = ()
+    answer_logits: Sequence[LogitsProcessor] = ()
     hidden_tokens: int = 0
     decisions: Decisions | None = None
+    prefilled: Prefilled | None = None
+
+    @property
+    def edits(self) -> bool:
+        """Whether it changes what the model computes inside."""
+        return bool(self.attention or self.hidden_states or self.linear)
 
 
 @runtime_checkable

@@ -1,0 +1,217 @@
+"""Several calls about the same pictures: what their prompts have in common is computed once.
+
+The first call keeps its cache. A later call takes from it the keys and values of the tokens that
+its prompts begin with as well, and computes only the rest. Rows begin with different numbers of
+common tokens, so a row may have a hole between the part from the cache and its own rest:
+
+    first call    [ padding | common | rest of the first prompt ]
+    later call    [ padding | common | hole | rest of this prompt ]
+
+Holes are masked like padding and counted in no position, so every token sees what it would see
+without them. Appending to a cache makes new tensors, so calls cannot reach each other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from .families import image_token_ids
+from .prompt import Prompt
+
+#: Families whose decoder is causal over pictures and text alike and keeps every position.
+#: Not here: Gemma 3 (picture tokens attend to each other both ways, layers forget what leaves
+#: their window) and Mllama (pictures are read through cross-attention, which has its own cache).
+#: LLaVA-NeXT is left out case by case where its text model has a sliding window.
+SHARING_FAMILIES: Final = frozenset(
+    {"llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
+    | {"internvl", "idefics3", "smolvlm", "mistral3"}
+)
+_PER_TOKEN: Final = frozenset(
+    {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
+)
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt of which the beginning is computed already.
+
+    Attributes:
+        inputs: what ``generate`` takes in place of the prompt's own inputs: ``input_ids`` [B, T],
+            ``attention_mask`` [B, T], and positions where the model does not count them itself.
+        cache: keys and values of the first columns; for one run only.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    cache: Cache
+
+    @property
+    def length(self) -> int:
+        """Padded prompt length T."""
+        return int(self.inputs["input_ids"].shape[1])
+
+
+def can_share(model: Any) -> bool:
+    """Whether calls to this model may take the beginning of their prompts from each other."""
+    if getattr(model.config, "model_type", None) not in SHARING_FAMILIES:
+        return False
+    layers = _empty_cache(model).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _empty_cache(model: Any) -> DynamicCache:
+    return DynamicCache(config=model.config.get_text_config())
+
+
+@dataclass(frozen=True)
+class SharedPrefill:
+    """The first of several calls, and its cache.
+
+    Attributes:
+        model: the model.
+        prompt: the first call's.
+        cache: filled once ``first`` has been run.
+    """
+
+    model: Any
+    prompt: Prompt
+    cache: DynamicCache
+
+    @classmethod
+    def of(cls, model: Any, prompt: Prompt) -> SharedPrefill:
+        """For this first prompt; nothing is computed yet."""
+        return cls(model, prompt, _empty_cache(model))
+
+    @property
+    def first(self) -> Prefilled:
+        """What to run the first call with, so that its cache is kept."""
+        return Prefilled(self.prompt.inputs, self.cache)
+
+    def begin(self, prompt: Prompt, pad_token_id: int | None) -> Prefilled | None:
+        """A later call, begun from the cache of the first.
+
+        Args:
+            prompt: the later prompt; its rows are the first prompt's in the same order, perhaps
+                several times over: [R * B].
+            pad_token_id: stands in holes.
+
+        Returns:
+            None where the call has to be computed from its start: a picture, or the place of one,
+            is not what it was in the first call.
+        """
+        repeats = prompt.rows // self.prompt.rows
+        if not _same_pictures(self.prompt.inputs, prompt.inputs, repeats):
+            return None
+        rows = list(range(self.prompt.rows)) * repeats
+        common = self._common(prompt, rows)
+        if common is None:
+            return None
+        columns = _columns(self.prompt.inputs["attention_mask"][rows], prompt, common)
+        cache = _cut(self.cache, rows, columns.cached)
+        return Prefilled(_inputs(self.model, prompt, columns, pad_token_id or 0), cache)
+
+    def _common(self, prompt: Prompt, rows: list[int]) -> torch.Tensor | None:
+        """How many tokens each row has in common with the first call; None if not all pictures."""
+        images = torch.tensor(image_token_ids(self.model), device=prompt.inputs["input_ids"].device)
+        counts = []
+        for row, mine in enumerate(rows):
+            ours, theirs = _tokens(self.prompt, mine), _tokens(prompt, row)
+            shorter = min(len(ours), len(theirs))
+            differ = (ours[:shorter] != theirs[:shorter]).nonzero()
+            # One token at least is left to compute: its logits begin the answer.
+            count = min(int(differ[0]) if len(differ) else shorter, len(theirs) - 1)
+            if count < 1 or bool(torch.isin(theirs[count:], images).any()):
+                return None
+            counts.append(count)
+        return torch.tensor(counts, device=prompt.inputs["input_ids"].device)
+
+
+def _tokens(prompt: Prompt, row: int) -> torch.Tensor:
+    return prompt.inputs["input_ids"][row][prompt.inputs["attention_mask"][row].bool()]
+
+
+def _same_pictures(
+    first: Mapping[str, torch.Tensor], later: Mapping[str, torch.Tensor], repeats: int
+) -> bool:
+    names = (first.keys() | later.keys()) - _PER_TOKEN
+    return first.keys() == later.keys() and all(
+        torch.equal(later[name], torch.cat([first[name]] * repeats)) for name in names
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where a later call's columns come from.
+
+    Attributes:
+        cached: number of columns taken from the first call.
+        source: [B, T'] column of the later prompt that each of its T' columns holds; -1 for none.
+    """
+
+    cached: int
+    source: torch.Tensor
+
+
+def _columns(first_mask: torch.Tensor, prompt: Prompt, common: torch.Tensor) -> _Columns:
+    """Lay the rows of a later prompt out behind the first call's columns.
+
+    Args:
+        first_mask: [B, T1], the first call's, by row of the later one.
+        prompt: the later prompt, [B, T].
+        common: [B] tokens that each row takes from the cache.
+    """
+    mask = prompt.inputs["attention_mask"]
+    first_pad, pad = (m.shape[1] - m.sum(1) for m in (first_mask, mask))
+    cached = int((first_pad + common).max())
+    rest = mask.shape[1] - pad - common
+    total = cached + int(rest.max())
+    at = torch.arange(total, device=mask.device)[None].expand(len(mask), -1)
+    shared = (at >= first_pad[:, None]) & (at < (first_pad + common)[:, None])
+    own = at >= total - rest[:, None]
+    source = torch.where(shared, at - (first_pad - pad)[:, None], -1)
+    return _Columns(cached, torch.where(own, at - (total - mask.shape[1]), source))
+
+
+def _inputs(
+    model: Any, prompt: Prompt, columns: _Columns, pad_token_id: int
+) -> dict[str, torch.Tensor]:
+    held = columns.source >= 0
+    source = columns.source.clamp_min(0)
+    ids = prompt.inputs["input_ids"].gather(1, source).masked_fill(~held, pad_token_id)
+    inputs = {"input_ids": ids, "attention_mask": held.to(prompt.inputs["attention_mask"].dtype)}
+    positions = picture_positions(model, prompt)
+    if positions is not None:
+        index = source[None].expand(len(positions), -1, -1)
+        inputs["position_ids"] = positions.gather(2, index).masked_fill(~held[None], 0)
+    return inputs
+
+
+def picture_positions(model: Any, prompt: Prompt) -> torch.Tensor | None:
+    """Positions [4, B, T] of a model that counts pictures in two dimensions (Qwen-VL).
+
+    The first is the position in the text, the others are time, height and width. Without these, the
+    model would take the offset of whichever request it answered last.
+    """
+    count = getattr(model.model, "get_rope_index", None)
+    if count is None:
+        return None
+    mask = prompt.inputs["attention_mask"]
+    inside = {name: value for name, value in prompt.inputs.items() if name != "pixel_values"}
+    positions, _ = count(**inside)
+    text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    return torch.cat([text[None], positions.to(text)])
+
+
+def _cut(cache: DynamicCache, rows: list[int], columns: int) -> DynamicCache:
+    """The first columns of some rows, as a cache of its own."""
+    made = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        parts = [tensor[:, :, :columns] for tensor in (layer.keys, layer.values)]
+        if rows != list(range(len(parts[0]))):
+            parts = [part[rows] for part in parts]
+        made.update(*parts, index)
+    return made
