@@ -233,7 +233,9 @@ def test_limits_reach_the_detector(
 ) -> None:
     asked: list[Limits] = []
 
-    def note(encoder: object, device: object, limits: Limits) -> FirstPixelDetector:
+    def note(
+        encoder: object, device: object, limits: Limits, settings: object
+    ) -> FirstPixelDetector:
         asked.append(limits)
         return detector
 

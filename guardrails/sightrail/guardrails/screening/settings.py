@@ -103,14 +103,19 @@ class ScreeningSettings(BaseModel):
             ConfigurationError: the file is there and cannot be read.
         """
         path = folder / SETTINGS_FILE if folder else None
-        if path is None or not path.is_file():
-            return cls()
+        return cls() if path is None or not path.is_file() else cls.from_file(path)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """The settings that a calibration wrote.
+
+        Raises:
+            ConfigurationError: the file is missing or is none of these.
+        """
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
-            raise ConfigurationError(
-                f"{SETTINGS_FILE} beside the encoder is unusable: {error}"
-            ) from error
+            raise ConfigurationError(f"{path.name} holds no usable settings: {error}") from error
 
     def looking(self) -> Self:
         """These settings with the patches that the score can use: `whole_cosine` takes one

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from .calibrate import calibrate
 from .chat import chat
 from .demo import demo
 from .errors import CommandGroup
 from .evaluate import evaluate
+from .fit import fit
 from .screen import screen
 
 app = typer.Typer(
@@ -20,3 +22,5 @@ app.command()(screen)
 app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(chat)
+app.add_typer(fit, name="fit")
+app.command()(calibrate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
@@ -21,17 +22,23 @@ _TESTBED_NOTICE: Final = (
 
 
 def load_detector(
-    encoder: str | None, device: str | None, limits: Limits | None = None
+    encoder: str | None,
+    device: str | None,
+    limits: Limits | None = None,
+    settings: Path | None = None,
 ) -> RiskDetector:
     """The detector on the named encoder (None: the default real one), within these limits.
 
     Raises:
         ModelLoadError: the encoder cannot be loaded.
+        ConfigurationError: the settings file is unusable.
     """
     from sightrail.guardrails import RiskDetector  # loads torch
+    from sightrail.guardrails.screening.settings import ScreeningSettings
 
+    own = None if settings is None else ScreeningSettings.from_file(settings)
     with stderr().status(f"Loading {escape(encoder or 'the encoder')} ..."):
-        detector = RiskDetector.from_pretrained(encoder, limits=limits, device=device)
+        detector = RiskDetector.from_pretrained(encoder, settings=own, limits=limits, device=device)
     if detector.is_testbed:
         notice = _TESTBED_NOTICE.format(example=EXAMPLE_ENCODER)
         stderr().print(notice, style="yellow", soft_wrap=True, markup=False)

@@ -53,6 +53,9 @@ def screen(
         ),
     ] = None,
     mask: Annotated[Mask, typer.Option(help="How --out covers risky regions.")] = Mask.fill,
+    settings: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="What `sightrail calibrate` wrote.")
+    ] = None,
     seen_at: Annotated[
         list[int] | None,
         typer.Option(min=8, help="Look also at this shorter side, a model's own; repeat for more."),
@@ -76,7 +79,7 @@ def screen(
         raise typer.Exit(CLEAN)
     panels = None if out is None else PanelFolder(out, mask.value, keep=found.files)
     limits = Limits(max_pixels=max_pixels, max_frames=max_frames)
-    detector = load_detector(encoder, device, limits)
+    detector = load_detector(encoder, device, limits, settings)
     if seen_at:
         detector = detector.with_settings(seen_at=tuple(seen_at))
     verdicts: list[Verdict] = []

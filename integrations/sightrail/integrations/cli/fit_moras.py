@@ -1,0 +1,103 @@
+"""`sightrail fit moras`: prototypes and the base of the risk for a model, from examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .consoles import progress, stderr, stdout
+from .models import load_model
+from .screen import printable
+
+if TYPE_CHECKING:
+    from sightrail.guardrails.fitting import Example
+    from sightrail.guardrails.steering import MorasSettings
+
+
+def fit_moras(
+    model: Annotated[str, typer.Option(help="A model by name or folder, or testbed.")],
+    data: Annotated[
+        str,
+        typer.Option(help="JSONL with text, label, image: harmful and benign; or testbed."),
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the artifact.")],
+    prototypes: Annotated[
+        str | None,
+        typer.Option(help="JSONL of unsafe questions in text alone; testbed with --data testbed."),
+    ] = None,
+    context_instruction: Annotated[
+        str | None, typer.Option(help="What the model is asked about the pictures.")
+    ] = None,
+    safety_instruction: Annotated[
+        str | None, typer.Option(help="What stands before the question in the risk pass.")
+    ] = None,
+    question_template: Annotated[
+        str | None, typer.Option(help="How {context} and {question} are put.")
+    ] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest visual context.")
+    ] = None,
+    gamma: Annotated[float | None, typer.Option(help="Discount of later tokens.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Tokens compared and steered.")] = None,
+    certainty: Annotated[float | None, typer.Option(help="Risk at full similarity.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+) -> None:
+    """Fit MoRAS for a model: no training, a few hundred requests.
+
+    What is not given is as published; for the testbed, as chosen on its calibration split. The data
+    should be requests with pictures: calibrated on text alone, a model refuses too much.
+    """
+    from sightrail.guardrails.fitting import save_artifact
+    from sightrail.guardrails.steering.fit import fit_moras  # loads torch
+
+    given = {
+        "context_instruction": context_instruction,
+        "safety_instruction": safety_instruction,
+        "question_template": question_template,
+        "context_tokens": context_tokens,
+        "gamma": gamma,
+        "steps": steps,
+        "certainty": certainty,
+    }
+    settings = _settings(model, given)
+    examples, questions = _examples(data, prototypes)
+    lvlm = load_model(model, device=device)
+    with progress("fitting", len(examples) + len(questions)) as bar:
+        artifact = fit_moras(
+            lvlm,
+            examples,
+            questions,
+            settings,
+            source=printable(Path(data)),
+            tick=lambda done: bar.advance(bar.task_ids[0], done),
+        )
+    save_artifact(out, artifact)
+    fitted = {"base": artifact.manifest.settings["base"], **artifact.manifest.results}
+    for name, value in fitted.items():
+        stdout().print(f"{name:<24} {value:.3f}", markup=False)
+    stderr().print(f"artifact: {printable(out)}", markup=False)
+
+
+def _settings(model: str, given: dict[str, Any]) -> MorasSettings:
+    from sightrail.guardrails.steering import MorasSettings
+    from sightrail.guardrails.steering.testbed import TESTBED_SETTINGS
+
+    base = TESTBED_SETTINGS if model == "testbed" else MorasSettings()
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _examples(data: str, prototypes: str | None) -> tuple[list[Example], list[Example]]:
+    """What the risk is calibrated on, and the unsafe questions in text."""
+    from sightrail.guardrails.fitting import load_examples
+    from sightrail.guardrails.steering.testbed import calibration_examples, prototype_questions
+
+    asked = prototypes or ("testbed" if data == "testbed" else None)
+    if asked is None:
+        raise typer.BadParameter("Give unsafe questions in text as --prototypes FILE.jsonl.")
+    return (
+        calibration_examples() if data == "testbed" else load_examples(data),
+        prototype_questions() if asked == "testbed" else load_examples(asked),
+    )

@@ -1,0 +1,84 @@
+"""`sightrail calibrate`: a threshold from benign pictures, and what `screen` makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_helpers import json_verdicts, run_cli
+from sightrail.guardrails import RiskDetector
+from sightrail.guardrails.testbed.scenes import draw_objects
+from sightrail.guardrails.testbed.splits import SPLITS
+
+
+@pytest.fixture(scope="module")
+def benign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benign")
+    rng = np.random.default_rng(5)
+    for number in range(20):
+        draw_objects(rng, SPLITS["test"], ["cat", "fork"]).image.save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(benign: Path) -> Path:
+    out = benign.parent / "fitted.json"
+    run = run_cli(
+        *("calibrate", benign, "--encoder", "testbed", "--source", "cats and forks"),
+        *("--false-positive-rate", 0.1, "--out", out),
+    )
+    assert run.exit_code == 0, run.output
+    return out
+
+
+def test_the_threshold_is_the_detectors_own_calibration(benign: Path, settings: Path) -> None:
+    detector = RiskDetector.from_pretrained("testbed")
+    expected = detector.calibrate(
+        sorted(benign.iterdir()), false_positive_rate=0.1, source="cats and forks"
+    ).settings.thresholds()
+    found = json.loads(settings.read_text())["calibrated"]["ot"]
+    assert found["picture"]["value"] == pytest.approx(expected.picture.value, abs=1e-4)
+    assert found["picture"]["source"] == expected.picture.source
+
+
+def test_screening_with_it_flags_the_share_that_was_asked_for(benign: Path, settings: Path) -> None:
+    run = run_cli("screen", benign, "--encoder", "testbed", "--settings", settings, "--json")
+    verdicts = json_verdicts(run.stdout)
+    flagged = [verdict.status for verdict in verdicts.values()].count("flagged")
+    assert flagged <= 2
+    assert {v.threshold.source for v in verdicts.values() if v.threshold} == {
+        "cats and forks; n=20, false positive rate 0.1"
+    }
+
+
+def test_too_few_pictures(benign: Path, tmp_path: Path) -> None:
+    run = run_cli(
+        *("calibrate", benign / "00.png", "--encoder", "testbed", "--source", "x"),
+        *("--out", tmp_path / "none.json"),
+    )
+    assert run.exit_code == 69
+    assert "at least 20" in run.output
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_what_cannot_be_read_does_not_count_and_is_named(benign: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    run = run_cli(
+        *("calibrate", benign, broken, "--encoder", "testbed", "--source", "x"),
+        *("--out", tmp_path / "fitted.json"),
+    )
+    assert run.exit_code == 2
+    assert "broken.png" in run.output
+    assert "n=20" in run.output
+
+
+def test_settings_that_are_none(benign: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{")
+    run = run_cli("screen", benign, "--encoder", "testbed", "--settings", wrong)
+    assert run.exit_code == 69
+    assert "wrong.json" in run.output
