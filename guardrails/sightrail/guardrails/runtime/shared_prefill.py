@@ -210,8 +210,11 @@ def _cut(cache: DynamicCache, rows: list[int], columns: int) -> DynamicCache:
     """The first columns of some rows, as a cache of its own."""
     made = DynamicCache()
     for index, layer in enumerate(cache.layers):
-        parts = [tensor[:, :, :columns] for tensor in (layer.keys, layer.values)]
-        if rows != list(range(len(parts[0]))):
-            parts = [part[rows] for part in parts]
-        made.update(*parts, index)
+        assert isinstance(layer, DynamicLayer)  # `can_share` lets nothing else in
+        assert layer.keys is not None
+        assert layer.values is not None
+        keys, values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
+        if rows != list(range(len(keys))):
+            keys, values = keys[rows], values[rows]
+        made.update(keys, values, index)
     return made

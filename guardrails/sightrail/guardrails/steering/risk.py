@@ -1,0 +1,79 @@
+"""The maths of risk-adaptive steering (MoRAS, arXiv 2510.13698): from states to risk to steering.
+
+B rows, N steps, C the width of the hidden states, V the size of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def opening(logits: torch.Tensor, gamma: float) -> torch.Tensor:
+    """How an answer opens: the discounted sum of its first distributions.
+
+    sum_n gamma^(n-1) y^n  with  y^n = softmax(W x^n).
+
+    Args:
+        logits: W x^n, [..., N, V].
+        gamma: discount per step.
+
+    Returns:
+        [..., V], float32.
+    """
+    steps = logits.shape[-2]
+    weights = gamma ** torch.arange(steps, device=logits.device, dtype=torch.float32)
+    return (weights[:, None] * logits.float().softmax(-1)).sum(-2)
+
+
+def similarity(openings: torch.Tensor, unsafe: torch.Tensor) -> torch.Tensor:
+    """S: the cosine of how answers open with how those to unsafe questions do.
+
+    Args:
+        openings: [B, V].
+        unsafe: [V].
+
+    Returns:
+        [B], in 0..1 because both sides are distributions up to a factor.
+    """
+    return torch.cosine_similarity(openings, unsafe[None], dim=-1)
+
+
+def slope(base: float, certainty: float) -> float:
+    """The alpha at which full similarity has the risk ``certainty``: r(1) = certainty.
+
+    alpha = ln(certainty / (1 - certainty)) / (1 - base).
+    """
+    return math.log(certainty / (1 - certainty)) / (1 - base)
+
+
+def risk(similarities: torch.Tensor, base: float, alpha: float) -> torch.Tensor:
+    """The risk r = sigmoid(alpha (S - S_base)), [B]; an S that is no number counts as full risk."""
+    return torch.sigmoid(alpha * (similarities - base)).nan_to_num(nan=1.0)
+
+
+def mix_logits(logits: torch.Tensor, unsafe: torch.Tensor, risks: torch.Tensor) -> torch.Tensor:
+    """The steered logits (1 - r) logits + r W mu.
+
+    For a linear LM head W this is W x~ with x~ as in :func:`mix_states`.
+
+    Args:
+        logits: W x, [B, V].
+        unsafe: W mu, [V].
+        risks: r, [B]. A row of risk 0 stays as it is, bit by bit.
+    """
+    share = risks[:, None].to(logits.dtype)
+    return torch.where(share > 0, (1 - share) * logits + share * unsafe.to(logits.dtype), logits)
+
+
+def mix_states(states: torch.Tensor, prototype: torch.Tensor, risks: torch.Tensor) -> torch.Tensor:
+    """The steered states x~ = (1 - r) x + r mu, as published.
+
+    Args:
+        states: x, after the final norm, [B, C].
+        prototype: mu, [C].
+        risks: r, [B].
+    """
+    share = risks[:, None].to(states.dtype)
+    return (1 - share) * states + share * prototype.to(states.dtype)
