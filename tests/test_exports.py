@@ -40,10 +40,12 @@ PUBLIC = {
         "SurfaceRules",
         "UnsupportedModelError",
         "Verdict",
+        "VisualSafetyPrompt",
         "apply_policy",
         "read_picture",
     ],
     "sightrail.runnables": [
+        "BorderImages",
         "ChatLVLM",
         "GuardedModel",
         "Marker",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .runtime import Answer, AnswerChunk, LocalLVLM
     from .screening import CachedDetector, ConceptBank, RiskDetector
     from .verdict import NotInspected, Region, RiskMap, Verdict
+    from .visual_prompt import VisualSafetyPrompt
 
 _HOME: Final = {
     "Answer": "runtime",
@@ -57,6 +58,7 @@ _HOME: Final = {
     "SurfaceRules": "policy",
     "UnsupportedModelError": "errors",
     "Verdict": "verdict",
+    "VisualSafetyPrompt": "visual_prompt",
     "apply_policy": "policy",
     "read_picture": "intake",
 }
@@ -90,6 +92,7 @@ __all__ = [
     "SurfaceRules",
     "UnsupportedModelError",
     "Verdict",
+    "VisualSafetyPrompt",
     "apply_policy",
     "read_picture",
 ]

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from .guarded_model import GuardedModel
     from .marker import Marker, read_marker
     from .screen_images import ScreenImages
+    from .visual_prompt import BorderImages
     from .whole_stack import guardalign
 
 _HOME: Final = {
+    "BorderImages": "visual_prompt",
     "ChatLVLM": "chat_lvlm",
     "GuardedModel": "guarded_model",
     "Marker": "marker",
@@ -26,6 +28,7 @@ _HOME: Final = {
 }
 
 __all__ = [
+    "BorderImages",
     "ChatLVLM",
     "GuardedModel",
     "Marker",

@@ -37,7 +37,9 @@ class DavspSettings:
       ``margin`` quantile of the refused harmful ones, ``mu_minus`` the ``1 - margin`` quantile of
       the benign ones. So a bordered harmful request has to look as harmful as a refused one does,
       and a bordered benign one as benign as it did without the border.
-    - The step may shrink linearly to ``last_step`` so that the border comes to rest.
+    - The step may shrink linearly to ``last_step``, so that the border comes to rest, and the sign
+      may be that of a running mean of gradients (``momentum``): the sign of one small batch's
+      gradient is mostly noise where a border has few pixels.
 
     Reference: DAVSP, arXiv 2506.09353 (AAAI 2026).
 
@@ -54,6 +56,7 @@ class DavspSettings:
         batch: requests a step, half of them harmful.
         step: levels of 0-255 that a pixel moves in the first step.
         last_step: and in the last one.
+        momentum: share of the running mean that is kept at each step; 0 is the plain gradient.
         seed: of the draws.
 
     Raises:
@@ -71,6 +74,7 @@ class DavspSettings:
     batch: int = 2
     step: float = 1.0
     last_step: float = 1.0
+    momentum: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class DavspSettings:
             "batch": (self.batch, 2, math.inf),
             "step": (self.step, 1e-6, 255),
             "last_step": (self.last_step, 1e-6, 255),
+            "momentum": (self.momentum, 0.0, 0.999),
             "seed": (self.seed, 0, math.inf),
         }
         for name, (value, low, high) in ranges.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,15 @@ from .requests import PictureRequest, Reader
 from .settings import DavspSettings
 
 _CHECKPOINT_EVERY: Final = 50
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a training is: trained values, running mean of gradients, steps done."""
+
+    values: Tensor
+    mean: Tensor
+    step: int
 
 
 @dataclass(frozen=True)
@@ -77,23 +86,30 @@ class Trainer:
             ConfigurationError: the checkpoint belongs to other settings.
         """
         settings, device = self.settings, self.direction.vector.device
-        values, start = self.placement.start(), 0
+        state = _State(values := self.placement.start(), torch.zeros_like(values), 0)
         if checkpoint is not None and checkpoint.exists():
-            values, start = _resumed(checkpoint, settings)
-        values = values.to(device)
-        for number in range(start, settings.steps):
-            batch, answered = draw_batch(requests, settings, number)
-            values = values.requires_grad_(True)
-            loss = self.loss(values, batch, answered)
-            (slope,) = torch.autograd.grad(loss, values)
-            with torch.no_grad():
-                moved = values - settings.step_at(number) * slope.sign()
-                values = self.placement.bounded(moved)
-            done = number + 1
-            if checkpoint is not None and (done % _CHECKPOINT_EVERY == 0 or done == settings.steps):
-                _keep(checkpoint, values, done, settings)
-            tick(f"border, loss {float(loss.detach()):.3f}", done, settings.steps)
-        return values.detach()
+            state = _resumed(checkpoint, settings)
+        state = replace(state, values=state.values.to(device), mean=state.mean.to(device))
+        while state.step < settings.steps:
+            state, loss = self._step(state, requests)
+            last = state.step == settings.steps
+            if checkpoint is not None and (last or state.step % _CHECKPOINT_EVERY == 0):
+                _keep(checkpoint, state, settings)
+            tick(f"border, loss {loss:.3f}", state.step, settings.steps)
+        return state.values
+
+    def _step(self, state: _State, requests: Sequence[PictureRequest]) -> tuple[_State, float]:
+        """One sign-gradient step, and the loss before it."""
+        batch, answered = draw_batch(requests, self.settings, state.step)
+        values = state.values.detach().requires_grad_(True)
+        loss = self.loss(values, batch, answered)
+        (slope,) = torch.autograd.grad(loss, values)
+        kept = self.settings.momentum
+        with torch.no_grad():
+            mean = kept * state.mean + (1 - kept) * slope
+            moved = values - self.settings.step_at(state.step) * mean.sign()
+            after = _State(self.placement.bounded(moved).detach(), mean, state.step + 1)
+        return after, float(loss.detach())
 
 
 def draw_batch(
@@ -115,18 +131,23 @@ def draw_batch(
     ]
 
 
-def _keep(checkpoint: Path, values: Tensor, step: int, settings: DavspSettings) -> None:
+def _keep(checkpoint: Path, state: _State, settings: DavspSettings) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Any] = {"values": values.cpu(), "step": step, "settings": asdict(settings)}
+    kept: dict[str, Any] = {
+        "values": state.values.cpu(),
+        "mean": state.mean.cpu(),
+        "step": state.step,
+        "settings": asdict(settings),
+    }
     partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
+    torch.save(kept, partial)
     partial.replace(checkpoint)  # an interrupted write never takes the last good state away
 
 
-def _resumed(checkpoint: Path, settings: DavspSettings) -> tuple[Tensor, int]:
-    state = torch.load(checkpoint, weights_only=True)
-    if state["settings"] != asdict(settings):
+def _resumed(checkpoint: Path, settings: DavspSettings) -> _State:
+    kept = torch.load(checkpoint, weights_only=True)
+    if kept["settings"] != asdict(settings):
         raise ConfigurationError(
             f"{checkpoint} was made with other settings; give another folder, or remove it."
         )
-    return state["values"], int(state["step"])
+    return _State(kept["values"], kept["mean"], int(kept["step"]))

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from .screening import ImageScreen
     from .tools import guard_tool
     from .transform import ImageRiskTransform
+    from .visual_prompt import ImageBorderPostprocessor
     from .workflow import AskEvent, ImageGuardWorkflow, ReviewedEvent, ReviewRequestedEvent
 
 _HOME: Final = {
     "AskEvent": "workflow",
+    "ImageBorderPostprocessor": "visual_prompt",
     "ImageGuardWorkflow": "workflow",
     "ImageRiskPostprocessor": "postprocessor",
     "ImageRiskTransform": "transform",
@@ -35,6 +37,7 @@ _HOME: Final = {
 
 __all__ = [  # noqa: RUF022 - in plain order, as every package here has it
     "AskEvent",
+    "ImageBorderPostprocessor",
     "ImageGuardWorkflow",
     "ImageRiskPostprocessor",
     "ImageRiskTransform",

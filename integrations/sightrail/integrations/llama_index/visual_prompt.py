@@ -1,0 +1,82 @@
+"""The visual safety prompt around the pictures of retrieved nodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from pydantic import AfterValidator, PlainSerializer
+
+from sightrail.guardrails.errors import ImageError
+from sightrail.guardrails.intake import Limits, Picture, RequestReader
+from sightrail.guardrails.visual_prompt import VisualSafetyPrompt
+from sightrail.runnables.carriers import Carrier
+from sightrail.runnables.screening import Found, decode
+from sightrail.runnables.visual_prompt import checked_border, unreadable
+
+from .walk import Walk
+
+
+def _told(border: VisualSafetyPrompt) -> str:
+    origin = "unknown origin" if border.trained_on is None else str(border.trained_on)
+    return f"VisualSafetyPrompt, {border.frame.size}, {border.sizing}, {origin}"
+
+
+BorderField = Annotated[
+    Any, AfterValidator(checked_border), PlainSerializer(_told, return_type=str)
+]
+"""In a component's serialised form, a border is a line that tells its size and origin."""
+
+
+class ImageBorderPostprocessor(BaseNodePostprocessor):
+    """Puts the border of a visual safety prompt around every picture of retrieved nodes.
+
+    The border's text belongs to the question, which a postprocessor does not write: put it into
+    the query or the prompt template (``border.text``). Place this behind ``ImageRiskPostprocessor``:
+    screening looks at pictures as they were stored. Nodes are copied, never changed; store them
+    without a border, so that another one can be put around them later.
+
+    Args:
+        border: the visual safety prompt.
+        limits: what intake is willing to read.
+        on_unreadable: what becomes of a node with something that may hold a picture and cannot be
+            read: it is left out, ImageError ends the retrieval, or the node passes as it is.
+
+    Example:
+        ``node_postprocessors=[ImageRiskPostprocessor(...), ImageBorderPostprocessor(border=...)]``
+    """
+
+    border: BorderField
+    limits: Limits = Limits()
+    on_unreadable: Literal["drop", "raise", "pass"] = "drop"
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in LlamaIndex's serialised form."""
+        return "ImageBorderPostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        reader = RequestReader(self.limits)
+        kept = []
+        for node in nodes:
+            try:
+                kept.append(self._bordered(node, reader))
+            except ImageError:
+                if self.on_unreadable == "raise":
+                    raise
+        return kept
+
+    def _bordered(self, node: NodeWithScore, reader: RequestReader) -> NodeWithScore:
+        def place(carrier: Carrier) -> Any:
+            seen = decode(carrier, reader)
+            if isinstance(seen, Picture):
+                return carrier.rebuild(self.border.apply_to_image(seen.image))
+            if self.on_unreadable == "pass":
+                return carrier.original
+            raise unreadable(Found(carrier, seen))
+
+        bordered: NodeWithScore = Walk(place, surface="retrieval")(node)
+        return bordered
