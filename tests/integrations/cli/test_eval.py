@@ -94,7 +94,7 @@ def test_options_reach_the_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path:
     file = tmp_path / "new" / "report.json"
     result = run_cli(
         *("eval", "--model", "m", "--encoder", "e", "--stack", "bare", "--stack", "prefix+screen"),
-        *("--n", 7, "--seed", 3, "--split", "calibration", "--json", file),
+        *("--davsp", "folder", "--n", 7, "--seed", 3, "--split", "calibration", "--json", file),
     )
     assert result.exit_code == 0, result.output
     asked.pop("progress")
@@ -102,6 +102,7 @@ def test_options_reach_the_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "model": "m",
         "encoder": "e",
         "stacks": ["bare", "prefix+screen"],
+        "artifacts": {"davsp": "folder"},
         "n": 7,
         "seed": 3,
         "split": "calibration",

@@ -11,6 +11,7 @@ import torch
 from ..errors import ConfigurationError
 from ..runtime import LocalLVLM
 from ..screening import RiskDetector
+from ..screening.asking import Detector
 from ..screening.cache import CachedDetector
 from ..testbed import TESTBED
 from ..testbed.splits import SPLITS, SplitName
@@ -19,7 +20,7 @@ from .items import ATTACKS, BENIGN, SCENES, draw_requests
 from .judge import exact_judge, keyword_judge
 from .report import EvalReport, Row
 from .requests import request_rows
-from .stacks import BARE, DEFAULT_STACKS, build_stack
+from .stacks import BARE, DEFAULT_STACKS, Artifacts, artifacts_for, build_stack
 from .timing import timing_rows
 
 Progress = Callable[[str, int, int], None]
@@ -44,6 +45,7 @@ def evaluate(
     encoder: str = TESTBED,
     *,
     stacks: Sequence[str] | None = None,
+    artifacts: Artifacts | None = None,
     n: int = 200,
     seed: int = 0,
     split: SplitName = "test",
@@ -60,6 +62,8 @@ def evaluate(
         encoder: of the screening.
         stacks: names such as "bare", "prefix", "screen", "prefix+screen"; the default ones when
             None. "bare" is always measured: the ratios need it.
+        artifacts: of the defences that are fitted to a model ("moras", "casa", "davsp"); the
+            testbed has its own.
         n: requests a group, and scenes of either kind a group.
         seed: of the requests and scenes.
         split: which part of the world they are drawn from.
@@ -80,7 +84,8 @@ def evaluate(
     bare = LocalLVLM.from_pretrained(model)
     # Stacks share what was seen of a picture, except where they are timed.
     shared = CachedDetector(detector, max_items=_SEEN_PICTURES)
-    built = {name: bare.with_guardrails(build_stack(name, shared)) for name in names}
+    lying = artifacts_for(model, artifacts)
+    built = _built(bare, names, shared, lying)
     requests = {group: draw_requests(group, n, split, seed) for group in (*ATTACKS, *BENIGN)}
     judge = exact_judge if model == TESTBED else keyword_judge
 
@@ -98,7 +103,7 @@ def evaluate(
         rows += detection_rows(detector, n, split, seed, tick)
     if timing:
         tick.what = "timing"
-        timed = {name: bare.with_guardrails(build_stack(name, detector)) for name in names}
+        timed = _built(bare, names, detector, lying)
         rows += timing_rows(timed, detector, requests["benign"][:_TIMED_REQUESTS], tick)
     return EvalReport(
         model=model,
@@ -109,6 +114,12 @@ def evaluate(
         device=describe_device(bare.model.device),
         rows=tuple(rows),
     )
+
+
+def _built(
+    bare: LocalLVLM, names: Sequence[str], detector: Detector, artifacts: Artifacts
+) -> dict[str, LocalLVLM]:
+    return {name: bare.with_guardrails(build_stack(name, detector, artifacts)) for name in names}
 
 
 def describe_device(device: torch.device) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
 
 from ..errors import ConfigurationError
 from ..prompting import AttentiveCalibration, SafetyPrefix
 from ..screening.asking import Detector
+from ..testbed import TESTBED
 
 BARE: Final = "bare"
 
@@ -15,30 +18,108 @@ CALIBRATION: Final = AttentiveCalibration(gamma=2.0, rule="indicator", band=(0.0
 """Chosen on the testbed's calibration split (tests/benchmarks/sweep_calibration.py): least attack
 success among the settings that cost at most 2 points of over-refusal and of benign accuracy."""
 
-_PARTS: Final[dict[str, Callable[[Detector], list[Any]]]] = {
-    BARE: lambda detector: [],
-    "prefix": lambda detector: [SafetyPrefix()],
-    "calibration": lambda detector: [SafetyPrefix(calibration=CALIBRATION)],
-    "screen": lambda detector: [detector],
-    "guardalign": lambda detector: [detector, SafetyPrefix(calibration=CALIBRATION)],
+Fitted = Literal["moras", "casa", "davsp"]
+FITTED: Final[tuple[Fitted, ...]] = get_args(Fitted)
+
+
+Artifacts = Mapping[Fitted, str | Path]
+"""Where fitted defences lie: folders, Hub repositories or "testbed"."""
+
+
+def artifacts_for(model: str, named: Artifacts | None = None) -> Artifacts:
+    """The artifacts named; for the testbed model, its own where none is named."""
+    embedded: Artifacts = dict.fromkeys(FITTED, TESTBED)
+    return {**(embedded if model == TESTBED else {}), **(named or {})}
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What stacks are made from: the detector that screens, and artifacts."""
+
+    detector: Detector
+    artifacts: Artifacts = field(default_factory=dict)
+
+    def artifact(self, kind: Fitted) -> str | Path:
+        """Where a fitted defence lies.
+
+        Raises:
+            ConfigurationError: nobody said.
+        """
+        if kind not in self.artifacts:
+            raise ConfigurationError(
+                f"{kind} is fitted to one model: make an artifact with `sightrail fit {kind} "
+                f"--model ...` and name its folder (--{kind} FOLDER)."
+            )
+        return self.artifacts[kind]
+
+
+def _davsp(supplies: Supplies) -> list[Any]:
+    from ..visual_prompt import VisualSafetyPrompt
+
+    return [VisualSafetyPrompt.from_pretrained(supplies.artifact("davsp"))]
+
+
+def _casa(supplies: Supplies) -> list[Any]:
+    from ..decision import Casa
+
+    return [Casa.from_pretrained(supplies.artifact("casa"))]
+
+
+def _moras(supplies: Supplies) -> list[Any]:
+    from ..steering import Moras
+
+    return [Moras.from_pretrained(supplies.artifact("moras"))]
+
+
+def _screen(supplies: Supplies) -> list[Any]:
+    return [supplies.detector]
+
+
+def _calibrated(supplies: Supplies) -> list[Any]:
+    return [SafetyPrefix(calibration=CALIBRATION)]
+
+
+# In the order of the data: picture, border, prompt, decision, decoding.
+_PARTS: Final[dict[str, tuple[Callable[[Supplies], list[Any]], ...]]] = {
+    BARE: (),
+    "prefix": (lambda supplies: [SafetyPrefix()],),
+    "calibration": (_calibrated,),
+    "screen": (_screen,),
+    "guardalign": (_screen, _calibrated),
+    "moras": (_moras,),
+    "casa": (_casa,),
+    "davsp": (_davsp,),
+    "all": (_screen, _davsp, _calibrated, _casa, _moras),
 }
+_ORDER: Final = ("VisualSafetyPrompt", "SafetyPrefix", "Casa", "Moras")
 
-DEFAULT_STACKS: Final = ("bare", "prefix", "prefix+calibration", "screen", "guardalign")
+DEFAULT_STACKS: Final = (
+    *("bare", "prefix", "prefix+calibration", "screen", "guardalign"),
+    *("moras", "casa", "davsp", "guardalign+moras", "guardalign+davsp", "casa+prefix", "all"),
+)
 
 
-def build_stack(name: str, detector: Detector) -> list[Any]:
-    """The guardrails of `a+b`, in the order of the data: screening, then prompt, then model.
+def build_stack(name: str, detector: Detector, artifacts: Artifacts | None = None) -> list[Any]:
+    """The guardrails of `a+b`, in the order of the data: screening, border, prompt, then model.
+
+    Args:
+        name: parts joined by +.
+        detector: the one that screens.
+        artifacts: of the fitted defences among the parts; see :func:`artifacts_for`.
 
     Raises:
-        ConfigurationError: a part that does not exist; the message lists those that do.
+        ConfigurationError: a part that does not exist (the message lists those that do), or a
+            fitted defence whose artifact nobody named.
+        ArtifactError: an artifact cannot be read.
     """
+    supplies = Supplies(detector, artifacts or {})
     guards: list[Any] = []
     for part in name.split("+"):
         if part not in _PARTS:
             raise ConfigurationError(
                 f"There is no defence {part!r} (in stack {name!r}); there are: {', '.join(_PARTS)}"
             )
-        guards += _PARTS[part](detector)
+        guards += [guard for make in _PARTS[part] for guard in make(supplies)]
     return _merged(guards)
 
 
@@ -49,4 +130,9 @@ def _merged(guards: Sequence[Any]) -> list[Any]:
         calibrated = getattr(guard, "calibration", None) is not None
         if type(guard) not in kept or calibrated:
             kept[type(guard)] = guard
-    return sorted(kept.values(), key=lambda guard: not hasattr(guard, "screen"))
+    return sorted(kept.values(), key=_place)
+
+
+def _place(guard: Any) -> int:
+    name = type(guard).__name__
+    return _ORDER.index(name) + 1 if name in _ORDER else 0

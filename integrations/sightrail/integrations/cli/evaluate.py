@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Defences joined by +, such as prefix+screen. Repeat for more rows."),
     ] = None,
+    moras: Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")] = None,
+    casa: Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")] = None,
+    davsp: Annotated[str | None, typer.Option(help="Folder of a DAVSP artifact.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Scenes per cell.")] = 200,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     split: Annotated[Literal["train", "calibration", "test"], typer.Option()] = "test",
@@ -37,6 +40,7 @@ def evaluate(
             model=model,
             encoder=encoder,
             stacks=stack or None,
+            artifacts=_named(moras=moras, casa=casa, davsp=davsp),
             n=n,
             seed=seed,
             split=split,
@@ -56,3 +60,7 @@ def evaluate(
     stdout().print(
         f"{about}, {report.device}, sightrail {report.version}", style="dim", markup=False
     )
+
+
+def _named(**folders: str | None) -> dict[Any, str | Path]:
+    return {kind: folder for kind, folder in folders.items() if folder is not None}
