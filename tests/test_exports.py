@@ -26,6 +26,7 @@ PUBLIC = {
         "LocalLVLM",
         "MissingDependencyError",
         "ModelLoadError",
+        "Moras",
         "NotInspected",
         "Picture",
         "Policy",

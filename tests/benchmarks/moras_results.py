@@ -161,9 +161,7 @@ def plot(by_group: dict[str, list[float]], similarity: dict[str, list[float]], t
         axis.axvline(0.5, color="0.6", lw=0.8, ls=":")
     axes[0].set_yticks(range(len(GROUPS)), GROUPS)
     axes[0].invert_yaxis()
-    figure.suptitle(
-        f"MoRAS, testbed's test split, {len(by_group['object'])} requests a group"
-    )
+    figure.suptitle(f"MoRAS, testbed's test split, {len(by_group['object'])} requests a group")
     figure.savefig(to, dpi=130)
     plt.close(figure)
 

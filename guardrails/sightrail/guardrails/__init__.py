@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .prompting import AttentiveCalibration, SafetyPrefix
     from .runtime import Answer, AnswerChunk, LocalLVLM
     from .screening import CachedDetector, ConceptBank, RiskDetector
+    from .steering import Moras
     from .verdict import NotInspected, Region, RiskMap, Verdict
     from .visual_prompt import VisualSafetyPrompt
 
@@ -44,6 +45,7 @@ _HOME: Final = {
     "LocalLVLM": "runtime",
     "MissingDependencyError": "errors",
     "ModelLoadError": "errors",
+    "Moras": "steering",
     "NotInspected": "verdict",
     "Picture": "intake",
     "Policy": "policy",
@@ -78,6 +80,7 @@ __all__ = [
     "LocalLVLM",
     "MissingDependencyError",
     "ModelLoadError",
+    "Moras",
     "NotInspected",
     "Picture",
     "Policy",
