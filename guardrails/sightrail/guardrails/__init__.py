@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .decision import Casa
     from .errors import (
         ArtifactError,
         ConfigurationError,
@@ -37,6 +38,7 @@ _HOME: Final = {
     "ArtifactError": "errors",
     "AttentiveCalibration": "prompting",
     "CachedDetector": "screening",
+    "Casa": "decision",
     "ConceptBank": "screening",
     "ConfigurationError": "errors",
     "ImageError": "errors",
@@ -72,6 +74,7 @@ __all__ = [
     "ArtifactError",
     "AttentiveCalibration",
     "CachedDetector",
+    "Casa",
     "ConceptBank",
     "ConfigurationError",
     "ImageError",

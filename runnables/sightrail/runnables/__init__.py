@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .chat_lvlm import ChatLVLM
     from .guarded_model import GuardedModel
     from .marker import Marker, read_marker
+    from .refusal_gate import RefusalGate
     from .screen_images import ScreenImages
     from .visual_prompt import BorderImages
     from .whole_stack import guardalign
@@ -22,6 +23,7 @@ _HOME: Final = {
     "ChatLVLM": "chat_lvlm",
     "GuardedModel": "guarded_model",
     "Marker": "marker",
+    "RefusalGate": "refusal_gate",
     "ScreenImages": "screen_images",
     "guardalign": "whole_stack",
     "read_marker": "marker",
@@ -32,6 +34,7 @@ __all__ = [
     "ChatLVLM",
     "GuardedModel",
     "Marker",
+    "RefusalGate",
     "ScreenImages",
     "guardalign",
     "read_marker",

@@ -242,12 +242,19 @@ class LocalLVLM:
         Raises:
             As :meth:`chat`, except that a decision against the request is only told.
         """
-        screened = self._screen(read_messages(messages))
-        if screened.conversation is None:
-            return screened.verdicts
-        prompt = self._prompt([screened.conversation])
-        (found,) = self._generate(prompt, read_options(max_new_tokens=1), decide_only=True)
-        return screened.verdicts + found.verdicts
+        return self.assess_batch([messages])[0]
+
+    def assess_batch(self, messages: Sequence[Messages]) -> list[tuple[Verdict, ...]]:
+        """:meth:`assess` for several conversations, in as few runs as the model allows."""
+        screened = [self._screen(read_messages(one)) for one in messages]
+        found = [item.verdicts for item in screened]
+        options = read_options(max_new_tokens=1)
+        for rows in _runs(screened, mixed=mixes_picture_counts(self.model)):
+            prompt = self._prompt([c for row in rows if (c := screened[row].conversation)])
+            made = self._generate(prompt, options, decide_only=True)
+            for row, one in zip(rows, made, strict=True):
+                found[row] += one.verdicts
+        return found
 
     async def aassess(self, messages: Messages) -> tuple[Verdict, ...]:
         """:meth:`assess` in a worker thread."""

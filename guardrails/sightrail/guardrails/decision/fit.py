@@ -1,0 +1,116 @@
+"""Training CASA for a model, from examples to an artifact that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError
+from ..fitting import Artifact, Example, Manifest, identify
+from ..policy import Policy
+from ..runtime import doorway
+from ..runtime.families import context_length, image_token_ids, text_tower
+from ..runtime.host import Host
+from ..runtime.prompt import PromptBuilder
+from .casa import Casa
+from .fit_rows import Batches, Tick, make_rows
+from .fit_settings import FitSettings
+from .settings import CasaSettings
+from .tokens import safety_tokens
+from .training import Trainer
+from .weights import pack
+
+if TYPE_CHECKING:
+    from .weights import CasaWeights
+
+
+def fit_casa(
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    fit: FitSettings | None = None,
+    *,
+    name: str,
+    tick: Tick = lambda what, done, total: None,
+    checkpoint: Path | None = None,
+) -> Casa:
+    """Train CASA for a model on harmful and benign requests, with pictures or without.
+
+    Args:
+        model: the transformers model; it is left as it is.
+        processor: its processor.
+        examples: benign ones without an answer are answered by the model as it is.
+        fit: settings of the run.
+        name: of the model, for the artifact.
+        tick: called with (what, done, total).
+        checkpoint: a file to keep the state in, and to go on from.
+
+    Returns:
+        A guardrail whose threshold is 1/2: ``measure`` (see ``report``) chooses one.
+
+    Raises:
+        UnsupportedModelError: the inside of the model is not known.
+        ConfigurationError: too few examples, or a setting does not fit the model.
+    """
+    chosen = fit or FitSettings()
+    host = fitting_host(model, processor, name)
+    settings = method_settings(host, chosen)
+    rows = make_rows(host, examples, chosen, tick)
+    batches = Batches(host, rows, (settings.safe_token, settings.unsafe_token), chosen)
+    weights = Trainer(host, settings, chosen).train(batches, tick, checkpoint)
+    harmful = sum(row.harmful for row in rows)
+    pictured = sum(bool(turn.images) for row in rows for turn in row.conversation)
+    data: dict[str, int | str] = {
+        "harmful": harmful,
+        "benign": len(rows) - harmful,
+        "with_pictures": pictured,
+        "steps": chosen.steps,
+    }
+    return Casa(_artifact(host, settings, weights, data))
+
+
+def fitting_host(model: Any, processor: Any, name: str) -> Host:
+    """The model with its inside open."""
+    tower = text_tower(model, wanted_by="Casa")
+    prompts = PromptBuilder(
+        processor, context_length=context_length(model), image_token_ids=image_token_ids(model)
+    )
+    doorway.install(tower, model, hidden_states=True)
+    return Host(model, processor, name, prompts, Policy(), tower)
+
+
+def method_settings(host: Host, fit: FitSettings) -> CasaSettings:
+    """The method's settings for this model.
+
+    Raises:
+        ConfigurationError: the model has no such layer or token.
+    """
+    depth = host.inside("Casa").depth
+    layer = round(depth * 2 / 3) if fit.layer is None else fit.layer
+    if not 0 <= layer <= depth:
+        raise ConfigurationError(f"layer is {layer}, but the model has {depth} decoder layers.")
+    safe, unsafe = safety_tokens(host, fit.tokens)
+    return CasaSettings(
+        safe_token=safe,
+        unsafe_token=unsafe,
+        layer=layer,
+        heads=fit.heads,
+        width=fit.width,
+        targets=fit.targets,
+        rank=fit.rank,
+        alpha=fit.alpha,
+    )
+
+
+def _artifact(
+    host: Host, settings: CasaSettings, weights: CasaWeights, data: dict[str, int | str]
+) -> Artifact:
+    manifest = Manifest(
+        kind="casa",
+        base=identify(host.model, host.name),
+        settings=settings.to_json(),
+        data=data,
+        results={},
+    )
+    return Artifact(manifest, pack(weights))

@@ -1,0 +1,51 @@
+"""The decision rule: what the safety token and the safety attention say, taken together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+_SURE: Final = 12.0  # logit beyond which half precision knows no difference
+
+
+def unsafe_logit(logits: torch.Tensor, attended: torch.Tensor | None) -> torch.Tensor:
+    """The logit of P(unsafe), from two experts multiplied and normalised again.
+
+    With p_u, p_s the model's probabilities of the two safety tokens, all other vocabulary masked,
+    and v in (0, 1) what the safety attention says,
+
+        P(unsafe) = v p_u / (v p_u + (1 - v) p_s),   logit = (z_u - z_s) + log v - log(1 - v).
+
+    Args:
+        logits: [B, 2], the model's logits (z_s, z_u) of C_safe and C_unsafe.
+        attended: [B], log v - log(1 - v); None stands for v = 1/2, the token alone.
+
+    Returns:
+        [B], float32.
+    """
+    pair = logits.float().log_softmax(dim=-1)
+    apart = pair[:, 1] - pair[:, 0]
+    if attended is None:
+        return apart
+    return apart + attended.float().clamp(-_SURE, _SURE)
+
+
+def threshold_for(benign: Sequence[float], over_refusal: float) -> float:
+    """The lowest threshold on P(unsafe) that at most a share of benign requests reaches.
+
+    Args:
+        benign: P(unsafe) of benign requests, at least one.
+        over_refusal: the share that may be refused, 0 to 1.
+
+    Returns:
+        A threshold above the score of the first request that must pass; above 1 where no score in
+        range would do.
+    """
+    ranked = sorted(benign, reverse=True)
+    allowed = math.floor(over_refusal * len(ranked) + 1e-9)
+    if allowed >= len(ranked):
+        return 0.0
+    return math.nextafter(ranked[allowed], math.inf)

@@ -1,0 +1,45 @@
+"""What CASA is trained and measured on in the mini world: mostly text, few pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from ..fitting import Example
+from ..testbed.fit_data import Group, draw_examples
+
+TEXT: Final[Mapping[Group, int]] = {"text": 800, "benign_text": 800}
+PICTURES: Final[Mapping[Group, int]] = {
+    "object": 120,
+    "typographic": 120,
+    "benign": 200,
+    "lookalike": 80,
+}
+HELD_OUT: Final[Mapping[Group, int]] = {
+    "text": 40,
+    "object": 80,
+    "typographic": 80,
+    "benign": 160,
+    "lookalike": 120,
+    "benign_text": 40,
+}
+
+
+def examples_of_the_testbed(
+    seed: int, *, pictures: bool = True
+) -> tuple[list[Example], list[Example]]:
+    """Examples to train on, from the train split, and to measure on, from the calibration split.
+
+    Benign ones come without an answer: the model's own is what it is to keep.
+
+    Args:
+        seed: of the draws.
+        pictures: whether pictures are among those to train on.
+    """
+    counts = {**TEXT, **(PICTURES if pictures else {})}
+    train = draw_examples(counts, split="train", seed=seed)
+    return (
+        [one if one.harmful else replace(one, answer=None) for one in train],
+        draw_examples(HELD_OUT, split="calibration", seed=seed),
+    )

@@ -1,0 +1,137 @@
+"""`sightrail fit casa`: the decision before the answer, for a model, from examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from .consoles import progress, stderr, stdout
+from .models import load_model
+from .screen import printable
+
+if TYPE_CHECKING:
+    from sightrail.guardrails.decision.fit_settings import FitSettings
+    from sightrail.guardrails.fitting import Example
+
+CHECKPOINT: Final = "casa.partial.pt"
+PICTURE: Final = "roc.png"
+
+
+def fit_casa(
+    model: Annotated[str, typer.Option(help="A model by name or folder, or testbed.")],
+    data: Annotated[
+        str, typer.Option(help="JSONL with text, label, optional image and answer; or testbed.")
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the artifact.")],
+    attention_only: Annotated[
+        bool, typer.Option("--attention-only", help="Train no adapter: the model stays as it is.")
+    ] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Train on the examples without a picture.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Requests a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight of harmful against benign.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Layer that the attention reads; two thirds up.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of the adapter.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="A linear map to adapt, such as q_proj; repeat.")
+    ] = None,
+    safe_token: Annotated[str | None, typer.Option(help="A token to say safe with.")] = None,
+    unsafe_token: Annotated[str | None, typer.Option(help="And one to say unsafe with.")] = None,
+    refusal: Annotated[
+        str | None, typer.Option(help="What the model is to say where an example holds nothing.")
+    ] = None,
+    over_refusal: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of benign requests to lose at most.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    held_out: Annotated[
+        float, typer.Option(min=0.05, max=0.5, help="Share of a file's examples kept to measure.")
+    ] = 0.2,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+) -> None:
+    """Train the safety token and attention, and choose a threshold on examples kept apart.
+
+    Without an answer in the data, a benign request is trained with the model's own, and a harmful
+    one with the refusal. A run that was interrupted goes on where it was when the same command is
+    given again. The folder gets the artifact and the ROC of the decision as a picture.
+    """
+    from sightrail.guardrails.decision.fit import fit_casa as train  # loads torch
+    from sightrail.guardrails.decision.report import draw_roc, measure
+
+    given = {
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "beta": beta,
+        "layer": layer,
+        "rank": rank,
+        "targets": () if attention_only else tuple(target) if target else None,
+        "tokens": _tokens(safe_token, unsafe_token),
+        "refusal": refusal,
+        "over_refusal": over_refusal,
+        "seed": seed,
+    }
+    settings = _settings(model, given)
+    examples, kept = _examples(data, held_out, settings.seed, pictures=not text_only)
+    lvlm = load_model(model, device=device)
+    with progress("starting", None) as bar:
+
+        def tick(what: str, done: int, total: int) -> None:
+            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
+
+        casa = train(
+            lvlm.model,
+            lvlm.processor,
+            examples,
+            settings,
+            name=model,
+            tick=tick,
+            checkpoint=out / CHECKPOINT,
+        )
+        measured = measure(casa, lvlm, kept, over_refusal=settings.over_refusal, tick=tick)
+    measured.casa.save_pretrained(out)
+    draw_roc(measured, out / PICTURE)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    for name, value in measured.results.items():
+        stdout().print(f"{name:<24} {value:.4f}", markup=False)
+    stderr().print(f"artifact: {printable(out)}", markup=False)
+
+
+def _tokens(safe: str | None, unsafe: str | None) -> tuple[str, str] | None:
+    if (safe is None) != (unsafe is None):
+        raise typer.BadParameter("--safe-token and --unsafe-token belong together.")
+    return None if safe is None or unsafe is None else (safe, unsafe)
+
+
+def _settings(model: str, given: dict[str, Any]) -> FitSettings:
+    from sightrail.guardrails.decision.fit_settings import TESTBED, FitSettings
+
+    base = TESTBED if model == "testbed" else FitSettings()
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _examples(
+    data: str, held_out: float, seed: int, *, pictures: bool
+) -> tuple[list[Example], list[Example]]:
+    """What is trained on, and what is kept apart to measure."""
+    import numpy as np
+
+    from sightrail.guardrails.decision.testbed_data import examples_of_the_testbed
+    from sightrail.guardrails.fitting import load_examples
+
+    if data == "testbed":
+        return examples_of_the_testbed(seed, pictures=pictures)
+    found = load_examples(data)
+    order = np.random.default_rng(seed).permutation(len(found))
+    cut = round(held_out * len(found))
+    train = [found[i] for i in order[cut:]]
+    train = train if pictures else [one for one in train if one.image is None]
+    return train, [found[i] for i in order[:cut]]
