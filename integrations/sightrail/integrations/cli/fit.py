@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .fit_casa import fit_casa
 from .fit_davsp import fit_davsp
 from .fit_moras import fit_moras
 
@@ -11,6 +12,7 @@ fit = typer.Typer(
     no_args_is_help=True,
     help="Train or fit a defence for a model, from examples.",
 )
+fit.command("casa")(fit_casa)
 fit.command("davsp")(fit_davsp)
 fit.command("moras")(fit_moras)
 
