@@ -76,7 +76,7 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=1500, batch=32, learning_rate=3e-3, rank=8, tokens=("safe", "sorry")
+    steps=300, batch=32, learning_rate=1.5e-3, rank=8, tokens=("safe", "sorry")
 )
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
 and are words the model has read and written, so their embeddings are trained and differ."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -169,7 +170,9 @@ class Trainer:
 
         scale: Any = self._settings.alpha  # peft takes any number, and says int
         config = LoraConfig(r=self._settings.rank, lora_alpha=scale, target_modules=names)
-        return get_peft_model(self._host.model, config)
+        with warnings.catch_warnings():  # peft asks transformers by an old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            return get_peft_model(self._host.model, config)
 
     def _silence(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
         assert self._adapted is not None
