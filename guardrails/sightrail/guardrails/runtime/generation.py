@@ -28,6 +28,7 @@ from .streaming import TokenQueue
 
 if TYPE_CHECKING:
     from ..verdict import Verdict
+    from .shared_prefill import Prefilled
 
 K = TypeVar("K")
 E = TypeVar("E")
@@ -105,10 +106,15 @@ def generate(
     if streamer is not None:
         streamer.hold_back(hidden, ends.all_ended)
     config = options.config(model, pad_token_id, more=hidden)
-    inputs = _inputs(prompt, config, interventions)
+    begun = _begun(options, config, interventions, streamer is not None)
+    inputs: dict[str, Any] = dict(prompt.inputs if begun is None else begun.inputs)
     begin = inputs["input_ids"].shape[1] + hidden
+    if begun is not None:
+        inputs["past_key_values"] = begun.cache
+        begin -= begun.spoken
+        _count_spoken(config, begun.spoken)
     processors = [processor for one in interventions for processor in one.logits]
-    processors += [_From(begin, one) for some in interventions for one in some.answer_logits]
+    processors += [_Answer(begin, one) for some in interventions for one in some.answer_logits]
     processors += sampling_processors(options, prompt.rows)
     criteria = _criteria(options, begin, decode, cancel)
     with doorway.request(request_state(interventions, tower)):
@@ -123,41 +129,56 @@ def generate(
     answers = output[:, begin:].tolist()
     sent = prompt.inputs["attention_mask"].sum(dim=1).tolist()
     made = [
-        _generation(row, int(length), _end_tokens(config), options, decode)
+        _generation(row, int(length), end_tokens(config), options, decode)
         for row, length in zip(answers, sent, strict=True)
     ]
     return [_with_decisions(one, ends.row(row)) for row, one in enumerate(made)]
 
 
-def _inputs(
-    prompt: Prompt, config: Any, interventions: Sequence[Interventions]
-) -> dict[str, Any]:
-    """The prompt's inputs, or those of one that is computed in part already.
+def _begun(
+    options: GenerationOptions, config: Any, interventions: Sequence[Interventions], stream: bool
+) -> Prefilled | None:
+    """The prompt with its beginning computed already, where this run can use that.
 
     That part is the bare model's and of one row each: nobody else may edit the model's inside,
     there may be one beam only, and the model must not be told to make a cache of its own.
     """
     one_cache = config.use_cache and not config.cache_implementation
-    if config.num_beams in (None, 1) and one_cache and not config.prefill_chunk_size:
-        for one in interventions:
-            others = (other for other in interventions if other is not one)
-            if one.prefilled is not None and not any(other.edits for other in others):
-                return {**one.prefilled.inputs, "past_key_values": one.prefilled.cache}
-    return dict(prompt.inputs)
+    if config.num_beams not in (None, 1) or not one_cache or config.prefill_chunk_size:
+        return None
+    for one in interventions:
+        others = [other for other in interventions if other is not one]
+        if one.prefilled is None or any(other.edits for other in others):
+            continue
+        alone = not any((*o.logits, *o.answer_logits, o.hidden_tokens, o.decisions) for o in others)
+        plain = not (stream or options.sampled or options.stop or set(options.extra) - _COUNTED)
+        may_speak = alone and plain and one.prefilled.spoken < options.max_new_tokens
+        return one.prefilled if may_speak or not one.prefilled.spoken else one.prefilled.silent
+    return None
 
 
-class _From(LogitsProcessor):
-    """A processor that begins to work at some position."""
+#: Settings that are right for an answer begun already, once what is said has been counted.
+_COUNTED = frozenset({"min_new_tokens"})
+
+
+def _count_spoken(config: Any, spoken: int) -> None:
+    config.max_new_tokens -= spoken
+    if config.min_new_tokens:
+        config.min_new_tokens = max(0, config.min_new_tokens - spoken)
+
+
+class _Answer(LogitsProcessor):
+    """A processor that gets the answer alone."""
 
     def __init__(self, begin: int, processor: LogitsProcessor) -> None:
         self._begin = begin
         self._processor = processor
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The scores [B, V], processed once input_ids [B, T] are long enough."""
+        """The scores [B, V], processed once input_ids [B, T] have come to the answer."""
         if input_ids.shape[1] < self._begin:
             return scores
-        processed: torch.Tensor = self._processor(input_ids, scores)
+        processed: torch.Tensor = self._processor(input_ids[:, self._begin :], scores)
         return processed
 
 
@@ -204,7 +225,8 @@ def _criteria(
     return criteria
 
 
-def _end_tokens(config: Any) -> set[int]:
+def end_tokens(config: Any) -> set[int]:
+    """What ends an answer under a ``GenerationConfig``."""
     end = config.eos_token_id
     if end is None:
         return set()

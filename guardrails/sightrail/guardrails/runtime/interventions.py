@@ -54,8 +54,8 @@ class Interventions:
             output of the final norm.
         linear: name of a linear map in the text tower -> edit of its output.
         logits: processors, applied in order before sampling.
-        answer_logits: processors that see the user's answer only: the first one comes before its
-            first token, after every guardrail's hidden tokens.
+        answer_logits: processors for the user's answer alone, after every guardrail's hidden
+            tokens; they get the tokens [B, t] of the answer so far in place of the whole.
         hidden_tokens: how many of the first generated tokens are the guardrail's own: no user sees
             them, and they count as no output.
         decisions: decides about every row.

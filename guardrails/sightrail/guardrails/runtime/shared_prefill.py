@@ -13,12 +13,12 @@ without them. Appending to a cache makes new tensors, so calls cannot reach each
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .families import image_token_ids
 from .prompt import Prompt
@@ -44,15 +44,38 @@ class Prefilled:
         inputs: what ``generate`` takes in place of the prompt's own inputs: ``input_ids`` [B, T],
             ``attention_mask`` [B, T], and positions where the model does not count them itself.
         cache: keys and values of the first columns; for one run only.
+        spoken: how many of the last columns are the beginning of the answer already. They are what
+            a greedy run of one row would say, guardrails heeded; another run takes ``silent``.
+        silent: the same prompt without them.
     """
 
     inputs: Mapping[str, torch.Tensor]
-    cache: Cache
+    cache: DynamicCache
+    spoken: int = 0
+    silent: Prefilled | None = None
 
     @property
     def length(self) -> int:
         """Padded prompt length T."""
         return int(self.inputs["input_ids"].shape[1])
+
+    def continued(self, row: int, tokens: Sequence[int], silent: Prefilled | None) -> Prefilled:
+        """One row after a run, gone on with the first ``tokens`` that it generated there."""
+        device = self.inputs["input_ids"].device
+        said = torch.tensor([tokens], device=device)
+        inputs = {
+            "input_ids": torch.cat([self.inputs["input_ids"][row : row + 1], said], 1),
+            "attention_mask": torch.cat(
+                [self.inputs["attention_mask"][row : row + 1], torch.ones_like(said)], 1
+            ),
+        }
+        if "position_ids" in self.inputs:
+            before = self.inputs["position_ids"][:, row : row + 1]
+            after = before[..., -1:] + 1 + torch.arange(len(tokens), device=device)
+            inputs["position_ids"] = torch.cat([before, after], -1)
+        # The last token is left to compute: its logits choose the next one.
+        cache = _cut(self.cache, [row], self.length + len(tokens) - 1)
+        return Prefilled(inputs, cache, len(tokens), silent)
 
 
 def can_share(model: Any) -> bool:
@@ -91,6 +114,19 @@ class SharedPrefill:
         """What to run the first call with, so that its cache is kept."""
         return Prefilled(self.prompt.inputs, self.cache)
 
+    def beside(self, prompt: Prompt, pad_token_id: int | None) -> Prompt | None:
+        """The first prompt and a later one of as many rows, as one batch; both from the cache.
+
+        Returns:
+            None where :meth:`begin` would give None.
+        """
+        rows = list(range(self.prompt.rows))
+        if not _same_pictures(self.prompt.inputs, prompt.inputs, 1):
+            return None
+        if self._common(prompt, rows) is None:
+            return None
+        return _stacked(self.prompt, prompt, pad_token_id or 0)
+
     def begin(self, prompt: Prompt, pad_token_id: int | None) -> Prefilled | None:
         """A later call, begun from the cache of the first.
 
@@ -128,6 +164,22 @@ class SharedPrefill:
                 return None
             counts.append(count)
         return torch.tensor(counts, device=prompt.inputs["input_ids"].device)
+
+
+def _stacked(first: Prompt, second: Prompt, pad_token_id: int) -> Prompt:
+    """The rows of two prompts about the same pictures, padded at the left."""
+    length = max(first.length, second.length)
+    inputs: dict[str, torch.Tensor] = {}
+    for name in first.inputs:
+        parts = [first.inputs[name], second.inputs[name]]
+        if name in _PER_TOKEN:
+            fill = pad_token_id if name == "input_ids" else 0
+            parts = [
+                torch.nn.functional.pad(part, (length - part.shape[1], 0), value=fill)
+                for part in parts
+            ]
+        inputs[name] = torch.cat(parts)
+    return Prompt(inputs, first.conversations + second.conversations)
 
 
 def _tokens(prompt: Prompt, row: int) -> torch.Tensor:

@@ -15,14 +15,15 @@ from ..policy import RequestAction
 from ..runtime.host import Host
 from ..runtime.interventions import Decision, Interventions
 from ..runtime.prompt import Prompt
+from ..runtime.shared_prefill import Prefilled
 from ..verdict import Threshold, Verdict
-from .passes import Assessment, assess
+from .passes import Assessment, VisualContext, assess
 from .settings import MorasSettings
 from .steer import Decided, RiskSteering
 
 PROTOTYPES: Final = "prototypes"
 _NEEDS: Final = frozenset({"hidden_states", "logits"})
-_OURS: Final = frozenset({"refuse_above", "share", "context_risk", "binary"})
+_OURS: Final = frozenset({"refuse_above", "share", "context_risk", "binary", "draft"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,18 +123,17 @@ class Moras:
             PromptError, UnsupportedModelError: see :func:`passes.assess`.
         """
         unsafe = self._unsafe(host)
-        found = assess(prompt.originals or prompt.conversations, host, self.settings, unsafe)
+        written = prompt.originals or prompt.conversations
+        found = assess(written, host, self.settings, unsafe, prompt)
         verdicts = self._verdicts(found)
         action = host.policy.request_action
         decisions = [_decision(verdict, action) for verdict in verdicts]
-        risks = self._applied(found.risks, verdicts, action)
-        prefilled = None
-        if found.shared is not None and any(decision.answered for decision in decisions):
-            prefilled = found.shared.begin(prompt, host.pad_token_id)
+        steering = RiskSteering(unsafe, self._applied(found.risks, verdicts, action))
+        answered = any(decision.answered for decision in decisions)
         return Interventions(
-            answer_logits=[RiskSteering(unsafe, risks)],
+            answer_logits=[steering],
             decisions=Decided(decisions),
-            prefilled=prefilled,
+            prefilled=_begun(found.context, prompt, host, steering) if answered else None,
         )
 
     def _unsafe(self, host: Host) -> torch.Tensor:
@@ -171,8 +171,20 @@ class Moras:
                     **({} if alone is None else {"context_risk": float(alone[row])}),
                 },
             )
-            for row in range(len(found.contexts))
+            for row in range(len(found.risks))
         ]
+
+
+def _begun(
+    context: VisualContext, prompt: Prompt, host: Host, steering: RiskSteering
+) -> Prefilled | None:
+    """What the answer can begin from."""
+    if context.shared is None:
+        return None
+    begun = context.shared.begin(prompt, host.pad_token_id)
+    if begun is None or context.draft is None:
+        return begun
+    return context.draft.begun(steering, begun)
 
 
 def _decision(verdict: Verdict, action: RequestAction) -> Decision:

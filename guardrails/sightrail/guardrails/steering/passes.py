@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import PromptError, UnsupportedModelError
-from ..runtime.generation import Generation, generate
+from ..runtime.generation import Generation, end_tokens, generate
 from ..runtime.host import Host
 from ..runtime.interventions import Interventions
 from ..runtime.messages import Conversation, pictures
 from ..runtime.options import GenerationOptions
 from ..runtime.prompt import Prompt
 from ..runtime.shared_prefill import Prefilled, SharedPrefill, can_share
+from .draft import ContextAndDraft, Draft
 from .requests import asking, question
 from .risk import opening, risk, similarity
 from .settings import MorasSettings
@@ -27,19 +29,17 @@ class Assessment:
 
     Attributes:
         text_only: there are no pictures, and so no visual context.
-        contexts: the visual context of each row.
         similarities: S, [B].
         risks: r, [B].
         context_risks: r of the visual context without the question, [B]; None if not measured.
-        shared: what the answer may begin from.
+        context: what call 1 gave.
     """
 
     text_only: bool
-    contexts: tuple[str, ...]
+    context: VisualContext
     similarities: torch.Tensor
     risks: torch.Tensor
     context_risks: torch.Tensor | None
-    shared: SharedPrefill | None
 
 
 def assess(
@@ -47,6 +47,7 @@ def assess(
     host: Host,
     settings: MorasSettings,
     unsafe: torch.Tensor,
+    answer: Prompt,
 ) -> Assessment:
     """Run both calls over a batch whose rows all have pictures, or none.
 
@@ -55,47 +56,87 @@ def assess(
         host: the model.
         settings: of the method.
         unsafe: W mu, [N, V].
+        answer: what call 3 will be asked.
 
     Raises:
         PromptError: with the instructions, or with the visual context, a prompt is longer than the
             model's context.
         UnsupportedModelError: the logits are not what the LM head makes of the hidden states.
     """
+    context = visual_context(conversations, host, settings, answer)
     seen = bool(pictures(conversations[0]))
-    shared, contexts = (None, ("",) * len(conversations))
-    if seen:
-        shared, contexts = visual_context(conversations, host, settings)
     texts = [
-        settings.risk_text(context, question(conversation))
-        for context, conversation in zip(contexts, conversations, strict=True)
+        settings.risk_text(text, question(conversation))
+        for text, conversation in zip(context.texts, conversations, strict=True)
     ]
     alone = seen and settings.context_risk
     if alone:
-        texts += [settings.risk_text(context, "") for context in contexts]
+        texts += [settings.risk_text(text, "") for text in context.texts]
     asked = [asking(c, t) for c, t in zip([*conversations] * (1 + alone), texts, strict=True)]
     found = similarity(
-        opening(risk_logits(asked, host, settings.steps, shared), settings.gamma),
+        opening(risk_logits(asked, host, settings.steps, context.shared), settings.gamma),
         opening(unsafe, settings.gamma),
     )
     risks = risk(found, settings.base, settings.slope)
     rows = len(conversations)
     return Assessment(
-        not seen, contexts, found[:rows], risks[:rows], risks[rows:] if alone else None, shared
+        not seen, context, found[:rows], risks[:rows], risks[rows:] if alone else None
     )
 
 
+@dataclass(frozen=True)
+class VisualContext:
+    """What call 1 gave.
+
+    Attributes:
+        texts: what the pictures show, by row.
+        shared: what later calls begin from; None where every call begins from its start.
+        draft: the answer begun beside it.
+    """
+
+    texts: tuple[str, ...]
+    shared: SharedPrefill | None = None
+    draft: Draft | None = None
+
+
 def visual_context(
-    conversations: Sequence[Conversation], host: Host, settings: MorasSettings
-) -> tuple[SharedPrefill | None, tuple[str, ...]]:
-    """Call 1: what the pictures show, without the question; and what later calls begin from."""
+    conversations: Sequence[Conversation], host: Host, settings: MorasSettings, answer: Prompt
+) -> VisualContext:
+    """Call 1: what the pictures show, without the question."""
+    if not pictures(conversations[0]):
+        return VisualContext(("",) * len(conversations))
     asked = [asking(c, settings.context_instruction) for c in conversations]
     prompt = _prompt(asked, host, "shorten context_instruction")
-    share = settings.share and can_share(host.model)
-    shared = SharedPrefill.of(host.model, prompt) if share else None
     options = GenerationOptions(max_new_tokens=settings.context_tokens)
-    first = Interventions(prefilled=shared.first if shared else None)
-    rows = _generate(prompt, host, options, first)
-    return shared, tuple(host.decode(row.tokens).strip() for row in rows)
+    if not (settings.share and can_share(host.model)):
+        return VisualContext(_texts(_generate(prompt, host, options), host))
+    shared = SharedPrefill.of(host.model, prompt)
+    # The draft is for one row: another would have to wait for the longest context.
+    both = shared.beside(answer, host.pad_token_id) if settings.draft and prompt.rows == 1 else None
+    if both is None:
+        rows = _generate(prompt, host, options, Interventions(prefilled=shared.first))
+        return VisualContext(_texts(rows, host), shared)
+    return _drafted(shared, both, host, settings)
+
+
+def _drafted(
+    shared: SharedPrefill, both: Prompt, host: Host, settings: MorasSettings
+) -> VisualContext:
+    """Call 1 with the unsteered answer as a second row."""
+    one = GenerationOptions(max_new_tokens=1)
+    _generate(shared.prompt, host, one, Interventions(prefilled=shared.first))
+    run = shared.begin(both, host.pad_token_id)
+    assert run is not None  # `beside` has made sure
+    watch = ContextAndDraft(end_tokens(host.model.generation_config), settings.steps)
+    options = GenerationOptions(max_new_tokens=settings.context_tokens)
+    inner = Interventions(prefilled=run, answer_logits=[watch])
+    context, answer = _generate(both, host, options, inner, watch.ended)
+    draft = Draft(run, tuple(answer.tokens), tuple(watch.scores))
+    return VisualContext(_texts([context], host), shared, draft)
+
+
+def _texts(rows: Sequence[Generation], host: Host) -> tuple[str, ...]:
+    return tuple(host.decode(row.tokens).strip() for row in rows)
 
 
 def risk_logits(
@@ -148,7 +189,11 @@ def _prompt(asked: Sequence[Conversation], host: Host, remedy: str) -> Prompt:
 
 
 def _generate(
-    prompt: Prompt, host: Host, options: GenerationOptions, inner: Interventions
+    prompt: Prompt,
+    host: Host,
+    options: GenerationOptions,
+    inner: Interventions | None = None,
+    cancel: threading.Event | None = None,
 ) -> list[Generation]:
     return generate(
         host.model,
@@ -156,6 +201,7 @@ def _generate(
         options,
         decode=host.decode,
         pad_token_id=host.pad_token_id,
-        interventions=[inner],
+        interventions=[] if inner is None else [inner],
         tower=host.inside("MoRAS"),
+        cancel=cancel,
     )

@@ -67,6 +67,8 @@ class MorasSettings:
         refuse_above: from this r on a request is flagged, and the policy decides; None never.
         context_risk: measure the risk of the visual context alone.
         share: compute what the calls have in common once, where the model allows it.
+        draft: begin the answer, unsteered, as a second row of call 1; what steering leaves of it
+            need not be decoded again. For greedy answers to one request; it changes none of them.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -85,6 +87,7 @@ class MorasSettings:
     refuse_above: float | None = None
     context_risk: bool = True
     share: bool = True
+    draft: bool = True
 
     def __post_init__(self) -> None:
         """Check every range and text."""

@@ -27,13 +27,10 @@ class RiskSteering(LogitsProcessor):
     def __init__(self, unsafe: torch.Tensor, risks: torch.Tensor) -> None:
         self._unsafe = unsafe
         self._risks = risks
-        self._begin: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Steer scores [B x beams, V]; the first call is the answer's first token."""
-        if self._begin is None:
-            self._begin = input_ids.shape[1]
-        step = input_ids.shape[1] - self._begin
+        """Steer scores [B x beams, V]; input_ids [B x beams, t] is the answer so far."""
+        step = input_ids.shape[1]
         if step >= len(self._unsafe):
             return scores
         beams = len(scores) // len(self._risks)
