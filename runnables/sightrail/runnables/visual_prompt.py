@@ -30,8 +30,8 @@ class BorderImages(RunnableSerializable[Any, Any]):
 
     Takes whatever ``ScreenImages`` takes and gives the same kind back; pictures travel on as a
     lossless PNG. The text goes before the last user message's own, or before a bare string; a dict
-    or a list of pictures has no place for it, so put this after the prompt. A picture that stands in
-    the border already, as in a history that is sent again, stays as it is.
+    or a list of pictures has no place for it, so put this after the prompt. A picture that stands
+    in the border already, as in a history that is sent again, stays as it is.
 
     Screening belongs in front: ``prompt | ScreenImages(detector=...) | BorderImages(...) | model``.
 

@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..fitting import Example, Manifest, identify
 from .harmfulness import Direction, choose_direction
 from .placement import AroundPicture
-from .prepare import LEAST, Tick, prepare_requests
+from .prepare import Tick, prepare_requests
 from .preprocess import DifferentiablePreprocessing
 from .requests import PictureRequest, Reader
 from .settings import DavspSettings
@@ -23,6 +23,9 @@ from .visual_safety_prompt import VisualSafetyPrompt
 
 REFERENCE_CANVAS: Final = (336, 336)
 """Canvas of a relative border, which is scaled to each picture's own size."""
+
+LEAST: Final = 8
+"""Examples of each label, and refused harmful ones: fewer give no direction worth the name."""
 
 _TOGETHER: Final = 16
 
@@ -78,7 +81,7 @@ def fit_visual_prompt(
         relative=canvas is None,
         mean=tuple(255 * level for level in processor.image_processor.image_mean),
     )
-    requests = prepare_requests(model, processor, examples, chosen.text, tick)
+    requests = prepare_requests(model, processor, examples, chosen.text, least=LEAST, tick=tick)
     reader = Reader(model, processor)
     direction = find_direction(reader, requests, chosen, tick)
     trainer = Trainer(reader, preprocessing, placement, direction, chosen)
@@ -106,11 +109,18 @@ def find_direction(
     """Layer, vector and margins from the clean pictures of refused and of benign requests.
 
     Raises:
-        ConfigurationError: the model has no such layer.
+        ConfigurationError: the model refuses too few of the harmful ones even with the safety
+            prompt, or has no such layer.
     """
-    refused = clean_states(reader, [r for r in requests if r.refused and r.harmful], tick)
+    known = [request for request in requests if request.harmful and request.refused]
+    if len(known) < LEAST:
+        raise ConfigurationError(
+            f"The model refuses {len(known)} of the harmful requests with the safety prompt; at "
+            f"least {LEAST} are needed to find what a refused request looks like inside. Give more "
+            "examples, or a stronger text."
+        )
+    refused = clean_states(reader, known, tick)
     benign = clean_states(reader, [r for r in requests if not r.harmful], tick)
-    assert len(refused) >= LEAST
     if settings.layer is not None and settings.layer > refused.shape[1]:
         raise ConfigurationError(
             f"layer is {settings.layer}, but the model has {refused.shape[1]} decoder layers."

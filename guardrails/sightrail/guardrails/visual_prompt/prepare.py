@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ..errors import ConfigurationError
 from ..fitting import Example
 from ..fitting.examples import split_by_label
 from ..prompting.safety_prefix import SafetyPrefix
 from ..runtime import LocalLVLM
 from .requests import PictureRequest
 
-LEAST: Final = 8
-"""Examples of each label, and refused harmful ones: fewer give no direction worth a name."""
+REFUSAL: Final = "I am sorry, I cannot help with that."
+"""What a harmful request is to be answered with where the model never refuses by itself."""
 
 _TOGETHER: Final = 16
 _ANSWER_TOKENS: Final = 64
@@ -24,7 +23,13 @@ Tick = Callable[[str, int, int], None]
 
 
 def prepare_requests(
-    model: Any, processor: Any, examples: Sequence[Example], text: str | None, tick: Tick
+    model: Any,
+    processor: Any,
+    examples: Sequence[Example],
+    text: str | None,
+    *,
+    least: int,
+    tick: Tick,
 ) -> list[PictureRequest]:
     """Every example that has a picture, with the answer that the model is to give.
 
@@ -36,27 +41,21 @@ def prepare_requests(
         processor: its processor.
         examples: those without a picture are left out.
         text: the safety prompt, None for none.
+        least: how many examples of each label there have to be.
         tick: told about progress.
 
     Raises:
-        ConfigurationError: too few examples with pictures, or the model refuses too few of the
-            harmful ones even with the safety prompt.
+        ConfigurationError: there are fewer with pictures.
     """
     shown = [example for example in examples if example.image is not None]
-    split_by_label(shown, LEAST)
+    split_by_label(shown, least)
     bare = LocalLVLM(model, processor)
     guards = [] if text is None else [SafetyPrefix(text)]
     said = _answers(bare.with_guardrails(guards), shown, [e.harmful for e in shown], tick)
     unanswered = [not e.harmful and e.answer is None for e in shown]
     own = _answers(bare, shown, unanswered, tick)
     refusals = [answer for answer in said if answer is not None and _is_refusal(answer)]
-    if len(refusals) < LEAST:
-        raise ConfigurationError(
-            f"The model refuses {len(refusals)} of the harmful requests with the safety prompt; at "
-            f"least {LEAST} are needed to find what a refused request looks like inside. Give more "
-            "examples, or a stronger text."
-        )
-    usual = Counter(refusals).most_common(1)[0][0]
+    usual = Counter(refusals or [REFUSAL]).most_common(1)[0][0]
     return [
         _request(example, text, spoken, alone, usual)
         for example, spoken, alone in zip(shown, said, own, strict=True)

@@ -19,6 +19,7 @@ from .prepare import Tick, prepare_requests
 from .requests import PictureRequest
 from .visual_safety_prompt import VisualSafetyPrompt
 
+_LEAST: Final = 2  # a spread needs two
 _ANSWER_TOKENS: Final = 64
 _TOGETHER: Final = 16
 Values = NDArray[np.float64]
@@ -55,7 +56,9 @@ def measure_held_out(
     """
     reader = fitted.trainer.reader
     text = fitted.prompt.text
-    requests = prepare_requests(reader.model, reader.processor, examples, text, tick)
+    requests = prepare_requests(
+        reader.model, reader.processor, examples, text, least=_LEAST, tick=tick
+    )
     bordered = [replace(r, image=fitted.prompt.apply_to_image(r.image)) for r in requests]
     before = [_projected(fitted, [r for r in requests if r.harmful == side]) for side in (1, 0)]
     after = [_projected(fitted, [r for r in bordered if r.harmful == side]) for side in (1, 0)]
@@ -83,9 +86,8 @@ def draw_report(held_out: HeldOut, fitted: Fitted, path: Path) -> None:
     panels = figure.subplots(2, 1, sharex=True)
     together = np.concatenate([*held_out.harmful, *held_out.benign])
     bins = np.linspace(together.min(), together.max(), 40)
-    for panel, name, moment in zip(
-        panels, ("text prompt alone", "with border"), (0, 1), strict=True
-    ):
+    titles = ("text prompt alone", "with border")
+    for moment, (panel, title) in enumerate(zip(panels, titles, strict=True)):
         panel.hist(held_out.harmful[moment], bins, alpha=0.6, color="tab:red", label="harmful")
         panel.hist(held_out.benign[moment], bins, alpha=0.6, color="tab:blue", label="benign")
         panel.axvline(fitted.direction.mu_plus, color="tab:red", linestyle="--", label="mu plus")

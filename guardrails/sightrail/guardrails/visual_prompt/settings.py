@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from ..errors import ConfigurationError
 from ..prompting.safety_prefix import DEFAULT_PREFIX
@@ -40,6 +41,8 @@ class DavspSettings:
     - The step may shrink linearly to ``last_step``, so that the border comes to rest, and the sign
       may be that of a running mean of gradients (``momentum``): the sign of one small batch's
       gradient is mostly noise where a border has few pixels.
+    - Harmful requests that the safety prompt alone does not stop may be drawn more often than they
+      occur (``unrefused``): the others have next to no gradient.
 
     Reference: DAVSP, arXiv 2506.09353 (AAAI 2026).
 
@@ -52,11 +55,14 @@ class DavspSettings:
         alignment_weight: w_a; 0 trains a border without deep alignment.
         answer_weight: w_c.
         harmful_answers: probability of the cross-entropy for a harmful request.
+        unrefused: share of the harmful half of a batch that the model does not refuse with the text
+            alone; None draws them as they occur.
         steps: updates of the border.
         batch: requests a step, half of them harmful.
         step: levels of 0-255 that a pixel moves in the first step.
         last_step: and in the last one.
         momentum: share of the running mean that is kept at each step; 0 is the plain gradient.
+        bfloat16: run the model in mixed precision while training, in about half the time.
         seed: of the draws.
 
     Raises:
@@ -70,11 +76,13 @@ class DavspSettings:
     alignment_weight: float = 1.0
     answer_weight: float = 0.02
     harmful_answers: float = 0.05
+    unrefused: float | None = None
     steps: int = 1200
     batch: int = 2
     step: float = 1.0
     last_step: float = 1.0
     momentum: float = 0.0
+    bfloat16: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +93,7 @@ class DavspSettings:
             "alignment_weight": (self.alignment_weight, 0.0, math.inf),
             "answer_weight": (self.answer_weight, 0.0, math.inf),
             "harmful_answers": (self.harmful_answers, 0.0, 1.0),
+            "unrefused": (self.unrefused or 0.0, 0.0, 1.0),
             "steps": (self.steps, 1, math.inf),
             "batch": (self.batch, 2, math.inf),
             "step": (self.step, 1e-6, 255),
@@ -108,3 +117,22 @@ class DavspSettings:
         """Levels that a pixel moves in step ``number``, from 0."""
         done = number / max(1, self.steps - 1)
         return self.step + done * (self.last_step - self.step)
+
+
+TESTBED_SETTINGS: Final = DavspSettings(
+    width=3 / 96,
+    steps=350,
+    batch=16,
+    step=3.0,
+    last_step=0.5,
+    momentum=0.9,
+    bfloat16=True,
+    answer_weight=100.0,
+    harmful_answers=0.5,
+)
+"""Chosen on the testbed's calibration split, between attack success and benign accuracy.
+
+The published width (9 of 96 pixels) shrinks the picture to 78 pixels, where a model this small
+reads, counts and describes far worse, before any training; at 3 pixels most of that is left. The
+projections here reach from -35 to 77 where the published ones reach from -2 to 27, so the
+cross-entropy needs a larger weight to be heard beside them."""

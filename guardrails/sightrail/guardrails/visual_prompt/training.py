@@ -64,7 +64,9 @@ class Trainer:
         images = [Image.fromarray(levels_to_pixels(picture)) for picture in placed]
         inputs = self.reader.inputs([request.text for request in batch], images)
         inputs["pixel_values"] = self.preprocessing(placed).to(inputs["pixel_values"])
-        read = self.reader.read(inputs, [request.answer for request in batch])
+        kind = values.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.settings.bfloat16):
+            read = self.reader.read(inputs, [request.answer for request in batch])
         harmful = torch.tensor([request.harmful for request in batch]).to(values.device)
         projected = read.states[:, self.direction.layer - 1] @ self.direction.vector
         aligned = hinge(projected, harmful, self.direction.mu_plus, self.direction.mu_minus)
@@ -90,12 +92,15 @@ class Trainer:
         if checkpoint is not None and checkpoint.exists():
             state = _resumed(checkpoint, settings)
         state = replace(state, values=state.values.to(device), mean=state.mean.to(device))
-        while state.step < settings.steps:
-            state, loss = self._step(state, requests)
-            last = state.step == settings.steps
-            if checkpoint is not None and (last or state.step % _CHECKPOINT_EVERY == 0):
+        try:
+            while state.step < settings.steps:
+                state, loss = self._step(state, requests)
+                if checkpoint is not None and state.step % _CHECKPOINT_EVERY == 0:
+                    _keep(checkpoint, state, settings)
+                tick(f"border, loss {loss:.3f}", state.step, settings.steps)
+        finally:  # an interrupted run goes on from the very step
+            if checkpoint is not None:
                 _keep(checkpoint, state, settings)
-            tick(f"border, loss {loss:.3f}", state.step, settings.steps)
         return state.values
 
     def _step(self, state: _State, requests: Sequence[PictureRequest]) -> tuple[_State, float]:
@@ -120,15 +125,32 @@ def draw_batch(
     It depends on the seed and the step alone, so a run that is resumed draws what it would have.
     """
     rng = np.random.default_rng([settings.seed, number])
-    batch: list[PictureRequest] = []
-    for harmful in (True, False):
-        pool = [request for request in requests if request.harmful == harmful]
-        batch += [pool[i] for i in rng.integers(len(pool), size=settings.batch // 2)]
+    batch = [
+        pool[int(place)]
+        for pool, count in _pools(requests, settings)
+        if count
+        for place in rng.integers(len(pool), size=count)
+    ]
     chance = rng.random(len(batch))
     return batch, [
         not request.harmful or bool(luck < settings.harmful_answers)
         for request, luck in zip(batch, chance, strict=True)
     ]
+
+
+def _pools(
+    requests: Sequence[PictureRequest], settings: DavspSettings
+) -> list[tuple[list[PictureRequest], int]]:
+    """What is drawn from, and how many."""
+    half = settings.batch // 2
+    harmful = [request for request in requests if request.harmful]
+    benign = [request for request in requests if not request.harmful]
+    passed = [request for request in harmful if not request.refused]
+    if settings.unrefused is None or not passed:
+        return [(harmful, half), (benign, half)]
+    hard = round(settings.unrefused * half)
+    refused = [request for request in harmful if request.refused]
+    return [(passed, hard), (refused, half - hard), (benign, half)]
 
 
 def _keep(checkpoint: Path, state: _State, settings: DavspSettings) -> None:

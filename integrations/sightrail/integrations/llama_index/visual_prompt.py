@@ -33,9 +33,9 @@ class ImageBorderPostprocessor(BaseNodePostprocessor):
     """Puts the border of a visual safety prompt around every picture of retrieved nodes.
 
     The border's text belongs to the question, which a postprocessor does not write: put it into
-    the query or the prompt template (``border.text``). Place this behind ``ImageRiskPostprocessor``:
-    screening looks at pictures as they were stored. Nodes are copied, never changed; store them
-    without a border, so that another one can be put around them later.
+    the query or the prompt template (``border.text``). Place this behind
+    ``ImageRiskPostprocessor``: screening looks at pictures as they were stored. Nodes are copied,
+    never changed; store them without a border, so that another can be put around them later.
 
     Args:
         border: the visual safety prompt.

@@ -1,0 +1,123 @@
+"""What DAVSP is compared with, trained by the same code on the same data.
+
+    python tests/benchmarks/davsp_baselines.py --kind answers --out out/davsp/answers
+    python tests/benchmarks/davsp_baselines.py --kind additive --out out/davsp/additive
+
+``answers`` is a border of the same width, trained without deep alignment: by the cross-entropy of
+the wished-for answers alone, refusals included every time. ``additive`` is deep alignment on a
+perturbation that is added to the whole picture, at most ``--bound`` levels of 255 a pixel, in place
+of a border. Both go on where they were interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import Progress
+
+from sightrail.guardrails import SafetyPrefix
+from sightrail.guardrails.runtime.interventions import Interventions
+from sightrail.guardrails.runtime.loading import load_model
+from sightrail.guardrails.visual_prompt.fit import find_direction, fit_visual_prompt
+from sightrail.guardrails.visual_prompt.placement import OverPicture, levels_to_pixels
+from sightrail.guardrails.visual_prompt.prepare import prepare_requests
+from sightrail.guardrails.visual_prompt.preprocess import DifferentiablePreprocessing
+from sightrail.guardrails.visual_prompt.requests import Reader
+from sightrail.guardrails.visual_prompt.settings import TESTBED_SETTINGS
+from sightrail.guardrails.visual_prompt.testbed_data import examples_of_the_testbed
+from sightrail.guardrails.visual_prompt.training import Trainer
+
+VALUES = "additive.pt"
+SIZE = (96, 96)
+
+
+@dataclass(frozen=True)
+class AdditivePrompt:
+    """The perturbation as a guardrail: added to every picture, the text in front."""
+
+    values: torch.Tensor
+    bound: float
+    text: str
+    needs: frozenset[str] = frozenset({"pixels", "prompt"})
+
+    def apply(self, messages: Any) -> Any:
+        changed = [
+            {**message, "content": [self._part(part) for part in message["content"]]}
+            for message in messages
+        ]
+        return SafetyPrefix(self.text).apply(changed)
+
+    def check(self, host: Any) -> None:
+        """Any model takes it."""
+
+    def interventions(self, prompt: Any, host: Any) -> Interventions:
+        return Interventions()
+
+    def _part(self, part: Any) -> Any:
+        if part.get("type") != "image":
+            return part
+        placed = OverPicture(SIZE, self.bound).place(self.values, part["image"])
+        return {**part, "image": Image.fromarray(levels_to_pixels(placed))}
+
+
+def load_additive(folder: Path) -> AdditivePrompt:
+    kept = torch.load(folder / VALUES, weights_only=True)
+    return AdditivePrompt(kept["values"], kept["bound"], kept["text"])
+
+
+def fit_answers(out: Path, tick: Any) -> None:
+    model, processor = load_model("testbed", device="cpu")
+    settings = replace(
+        TESTBED_SETTINGS, alignment_weight=0.0, answer_weight=1.0, harmful_answers=1.0
+    )
+    examples, _ = examples_of_the_testbed(settings.seed)
+    where = out / "partial.pt"
+    fitted = fit_visual_prompt(
+        model, processor, examples, settings, name="testbed", tick=tick, checkpoint=where
+    )
+    fitted.prompt.save_pretrained(out)
+
+
+def fit_additive(out: Path, bound: float, tick: Any) -> None:
+    model, processor = load_model("testbed", device="cpu")
+    settings, reader = TESTBED_SETTINGS, Reader(model, processor)
+    examples, _ = examples_of_the_testbed(settings.seed)
+    requests = prepare_requests(model, processor, examples, settings.text, least=8, tick=tick)
+    trainer = Trainer(
+        reader,
+        DifferentiablePreprocessing(processor.image_processor),
+        OverPicture(SIZE, bound),
+        find_direction(reader, requests, settings, tick),
+        settings,
+    )
+    values = trainer.train(requests, tick, out / "partial.pt")
+    torch.save({"values": values, "bound": bound, "text": settings.text}, out / VALUES)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=["answers", "additive"], required=True)
+    parser.add_argument("--bound", type=float, default=16.0)
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with Progress() as progress:
+        task = progress.add_task("starting", total=None)
+
+        def tick(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        if chosen.kind == "answers":
+            fit_answers(chosen.out, tick)
+        else:
+            fit_additive(chosen.out, chosen.bound, tick)
+
+
+if __name__ == "__main__":
+    main()
