@@ -3,12 +3,13 @@
     python tests/benchmarks/bench_moras.py --size testbed --out docs/moras.json
     python tests/benchmarks/bench_moras.py --size llava-7b --device cuda --out docs/moras.json
 
-Ways, taking turns on the same request: ``bare``; ``plain``, the three calls as published, each from
-its start; ``shared``, what the calls have in common computed once; ``shared+context_risk``, the
-same with the visual context's own risk, which is the default. Ratios are to ``bare``, round by
-round. ``testbed`` is the embedded model, once with visual contexts as long as it makes them and
-once with 40 tokens; ``llava-7b`` has random weights of the real size, which cost what trained ones
-cost, and 40 tokens.
+Ways, taking turns on the same request: ``bare``; ``plain``, the three calls as published, each
+from its start; ``shared``, what the calls have in common computed once; ``default``, with the
+visual context's own risk as well; ``drafted``, with the answer begun beside the visual context.
+Ratios are to ``bare``, round by round. The request is harmless: its answer is not steered away.
+``testbed`` is the embedded model, once with visual contexts as long as it makes them and once with
+40 tokens; ``llava-7b`` has random weights of the real size, which cost what trained ones cost, and
+40 tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +92,20 @@ SIZES: dict[str, Callable[[str, torch.dtype], Parts]] = {
 
 
 def guarded(bare: LocalLVLM, settings: MorasSettings) -> dict[str, LocalLVLM]:
-    """The model in every way; random prototypes cost what fitted ones cost."""
+    """The model in every way.
+
+    Random prototypes cost what fitted ones cost; with a base near 1 they steer nothing.
+    """
     width = bare.model.config.get_text_config().hidden_size
     identity = identify(bare.model, bare.name)
     artifact = Artifact(
         Manifest(kind="moras", base=identity), {"prototypes": torch.randn(settings.steps, width)}
     )
-    ways = {
-        "plain": {"share": False, "context_risk": False},
-        "shared": {"share": True, "context_risk": False},
-        "shared+context_risk": {"share": True, "context_risk": True},
+    ways: dict[str, dict[str, bool]] = {
+        "plain": {"share": False, "draft": False, "context_risk": False},
+        "shared": {"share": True, "draft": False, "context_risk": False},
+        "default": {},
+        "drafted": {"share": True, "draft": True},
     }
     made = {
         name: bare.with_guardrails([Moras(artifact, _changed(settings, changes))])
@@ -109,7 +115,7 @@ def guarded(bare: LocalLVLM, settings: MorasSettings) -> dict[str, LocalLVLM]:
 
 
 def _changed(settings: MorasSettings, changes: dict[str, bool]) -> MorasSettings:
-    return MorasSettings(**{**settings.__dict__, **changes})
+    return replace(settings, base=0.999, alpha=1e6, **changes)
 
 
 def seconds(run: Callable[[], object], device: str) -> float:

@@ -2,26 +2,26 @@
 
     python tests/benchmarks/moras_results.py --out docs/moras.json --plot docs/moras.png
 
-Test split, seed 0; every stack answers the same requests, greedy. Rows: the bare model, MoRAS,
-MoRAS with a binary risk, MoRAS whose base was calibrated on text alone, GuardAlign, and GuardAlign
-with MoRAS. The wordings tried on the calibration split are listed with what they gave there.
+Test split, seed 0; every stack answers the same requests, greedy. Stacks: the bare model, MoRAS,
+MoRAS with a binary risk, MoRAS whose base was calibrated on text alone, and GuardAlign with MoRAS.
+``--only`` measures some of them and leaves the file's other figures. ``wordings`` lists what each
+wording of the calls gave on the calibration split.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sightrail.guardrails import LocalLVLM, RiskDetector
+from sightrail.guardrails import CachedDetector, LocalLVLM, RiskDetector
 from sightrail.guardrails.evaluation.items import ATTACKS, BENIGN, as_messages, draw_requests
 from sightrail.guardrails.evaluation.judge import Judgement, exact_judge
 from sightrail.guardrails.evaluation.stacks import build_stack
 from sightrail.guardrails.evaluation.statistics import auroc, share_row
-from sightrail.guardrails.fitting import load_artifact
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.runtime import Answer
 from sightrail.guardrails.steering import Moras
@@ -166,49 +166,67 @@ def plot(by_group: dict[str, list[float]], similarity: dict[str, list[float]], t
     plt.close(figure)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def stacks(bare: LocalLVLM) -> dict[str, Callable[[], list[Any]]]:
+    """Guardrails by name, made when they are wanted."""
+
+    def with_guardalign() -> list[Any]:
+        detector = CachedDetector(RiskDetector.from_pretrained("testbed"))
+        return [*build_stack("guardalign", detector), Moras.from_pretrained("testbed")]
+
+    return {
+        "moras": lambda: [Moras.from_pretrained("testbed")],
+        "bare": list,
+        "moras_binary": lambda: [Moras.from_pretrained("testbed", binary=True)],
+        "moras_text_calibrated": lambda: [text_only_artifact(bare)],
+        "guardalign+moras": with_guardalign,
+    }
+
+
+def spread(answers: dict[str, list[Answer]], to: Path | None) -> dict[str, Any]:
+    """How well the measures separate, and the drawing of it."""
+    found = {name: risks(answers, name) for name in ("risk", "similarity", "context_risk")}
+    if to is not None:
+        plot(found["risk"], found["similarity"], to)
+    return {name: separation(values) for name, values in found.items()}
+
+
+def write(out: Path | None, found: dict[str, Any]) -> None:
+    """Put figures into the report; rows of other stacks and other parts stay."""
+    if out is None:
+        return
+    report = json.loads(out.read_text()) if out.exists() else {}
+    kept = report.get("testbed", {})
+    measured = {row["stack"] for row in found.get("rows", [])}
+    rows = [row for row in kept.get("rows", []) if row["stack"] not in measured]
+    merged = {**kept, **found, "rows": rows + found.get("rows", [])}
+    out.write_text(json.dumps({**report, "testbed": merged}, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--without-wordings", action="store_true")
     given = parser.parse_args(arguments)
     bare = LocalLVLM.from_pretrained("testbed")
-    detector = RiskDetector.from_pretrained("testbed")
     requests = {g: draw_requests(g, given.n, "test", given.seed) for g in GROUPS}
-    moras, on_text = Moras.from_pretrained("testbed"), text_only_artifact(bare)
-    guardalign = build_stack("guardalign", detector)
-    stacks = {
-        "moras": [moras],
-        "bare": [],
-        "moras_binary": [Moras.from_pretrained("testbed", binary=True)],
-        "moras_text_calibrated": [on_text],
-        "guardalign": guardalign,
-        "guardalign+moras": [*guardalign, moras],
-    }
-    rows, spread = [], {}
-    for name, guards in stacks.items():
-        made, answers = stack_rows(name, bare.with_guardrails(guards, policy=Policy()), requests)
-        rows += made
+    made = stacks(bare)
+    for name in given.only or [*made, "wordings"]:
+        if name == "wordings":
+            write(given.out, {"wordings": wordings(bare)})
+            continue
+        guarded = bare.with_guardrails(made[name](), policy=Policy())
+        rows, answers = stack_rows(name, guarded, requests)
+        found: dict[str, Any] = {"split": "test", "seed": given.seed, "rows": rows}
         if name == "moras":
-            spread = {m: risks(answers, m) for m in ("risk", "similarity", "context_risk")}
-    result = {
-        "split": "test",
-        "seed": given.seed,
-        "rows": rows,
-        "separation": {m: separation(spread[m]) for m in ("risk", "similarity", "context_risk")},
-        "base": {"pictures": moras.settings.base, "text_only": on_text.settings.base},
-        "fitted": load_artifact("testbed", "moras").manifest.results,
-        "wordings": [] if given.without_wordings else wordings(bare),
-    }
-    if given.plot:
-        plot(spread["risk"], spread["similarity"], given.plot)
-    if given.out:
-        kept = json.loads(given.out.read_text()) if given.out.exists() else {}
-        given.out.write_text(json.dumps({**kept, "testbed": result}, indent=1) + "\n")
-    return result
+            found |= {"separation": spread(answers, given.plot)}
+        if name.startswith("moras"):
+            base = next(g.settings.base for g in guarded.guardrails if isinstance(g, Moras))
+            print(f"{name}: S_base {base:.4f}", flush=True)
+        write(given.out, found)
 
 
 if __name__ == "__main__":

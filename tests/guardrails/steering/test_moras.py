@@ -199,6 +199,26 @@ class _Force(LogitsProcessor):
         return forced
 
 
+@pytest.mark.parametrize("base", [0.0, 0.999, 0.5])
+def test_drafts_change_no_way_of_answering(base: float) -> None:
+    model, processor = tiny("qwen2_vl")
+    alpha = 2.0 if base == 0.5 else 1e6
+    drafting, plain = (
+        LocalLVLM(model, processor, guardrails=[moras(model, base=base, alpha=alpha, draft=draft)])
+        for draft in (True, False)
+    )
+    for options in (
+        {"max_new_tokens": 3},
+        {"max_new_tokens": 8, "temperature": 1.0, "seed": 1},
+        {"max_new_tokens": 8, "stop": ["e"]},
+        {"max_new_tokens": 8, "repetition_penalty": 1.5},
+    ):
+        found, expected = (lvlm.chat(ROWS[0], **options) for lvlm in (drafting, plain))
+        assert (found.text, found.usage) == (expected.text, expected.usage)
+        *_, last = drafting.stream(ROWS[0], **options)
+        assert (last.answer.text, last.answer.usage) == (expected.text, expected.usage)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_hidden_tokens_of_others_are_not_the_answers_first(first: bool) -> None:
     model, processor = tiny("llava")

@@ -68,7 +68,8 @@ class MorasSettings:
         context_risk: measure the risk of the visual context alone.
         share: compute what the calls have in common once, where the model allows it.
         draft: begin the answer, unsteered, as a second row of call 1; what steering leaves of it
-            need not be decoded again. For greedy answers to one request; it changes none of them.
+            need not be decoded again. It changes no answer. Worth it for whole greedy answers where
+            a second row is nearly free (a GPU); streams and batches do not gain by it.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -87,7 +88,7 @@ class MorasSettings:
     refuse_above: float | None = None
     context_risk: bool = True
     share: bool = True
-    draft: bool = True
+    draft: bool = False
 
     def __post_init__(self) -> None:
         """Check every range and text."""
