@@ -157,7 +157,7 @@ def plot(by_group: dict[str, list[float]], similarity: dict[str, list[float]], t
             axis.text(1.06, place, f"{share:.1%} at 0.5 or more", va="center", fontsize=8)
         area = separation(values)["picture"]["auroc"]
         axis.set_title(f"{name}: AUROC {area:.3f}, attacks through pictures against benign")
-        axis.set(xlabel=name, xlim=(-0.03, 1.4), xticks=np.linspace(0, 1, 6))
+        axis.set(xlabel=name, xlim=(-0.03, 1.5), xticks=np.linspace(0, 1, 6))
         axis.axvline(0.5, color="0.6", lw=0.8, ls=":")
     axes[0].set_yticks(range(len(GROUPS)), GROUPS)
     axes[0].invert_yaxis()
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found |= {"separation": spread(answers, given.plot)}
         if name.startswith("moras"):
             base = next(g.settings.base for g in guarded.guardrails if isinstance(g, Moras))
-            print(f"{name}: S_base {base:.4f}", flush=True)
+            found[f"{name}_base"] = base
         write(given.out, found)
 
 
