@@ -297,6 +297,23 @@ def test_logits_that_are_scaled_or_capped_after_the_head_are_refused(bent: Any) 
         lvlm.chat(ROWS[0], max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    "habits", [{"use_cache": False}, {"num_beams": 2}, {"repetition_penalty": 1.3}]
+)
+@pytest.mark.parametrize("draft", [True, False])
+def test_habits_of_a_checkpoint_do_not_bend_the_risk(habits: dict[str, Any], draft: bool) -> None:
+    model, processor = fresh("llava")
+    lvlm = LocalLVLM(model, processor, guardrails=[moras(model, draft=draft)])
+    before = lvlm.chat(ROWS[0], max_new_tokens=5)
+    model.generation_config.update(**habits)
+    after = lvlm.chat(ROWS[0], max_new_tokens=5)
+    plain = lvlm.with_guardrails([moras(model, share=False)]).chat(ROWS[0], max_new_tokens=5)
+    assert after.text == plain.text
+    assert risk(after) == pytest.approx(risk(plain), abs=1e-5)
+    if "repetition_penalty" not in habits:  # which may change the visual context
+        assert risk(after) == pytest.approx(risk(before), abs=1e-5)
+
+
 def test_settings_and_artifacts_that_do_not_fit() -> None:
     model, _ = tiny("llava")
     made = artifact(model)

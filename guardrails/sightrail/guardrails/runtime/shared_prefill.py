@@ -137,8 +137,10 @@ class SharedPrefill:
 
         Returns:
             None where the call has to be computed from its start: a picture, or the place of one,
-            is not what it was in the first call.
+            is not what it was in the first call, or the model was told to keep no cache there.
         """
+        if not self.cache.get_seq_length():
+            return None
         repeats = prompt.rows // self.prompt.rows
         if not _same_pictures(self.prompt.inputs, prompt.inputs, repeats):
             return None

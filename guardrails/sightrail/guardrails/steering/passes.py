@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -113,20 +113,21 @@ def visual_context(
     shared = SharedPrefill.of(host.model, prompt)
     # The draft is for one row: another would have to wait for the longest context.
     both = shared.beside(answer, host.pad_token_id) if settings.draft and prompt.rows == 1 else None
-    if both is None:
-        rows = _generate(prompt, host, options, Interventions(prefilled=shared.first))
-        return VisualContext(_texts(rows, host), shared)
-    return _drafted(shared, both, host, settings)
+    if both is not None and (drafted := _drafted(shared, both, host, settings)):
+        return drafted
+    rows = _generate(prompt, host, options, Interventions(prefilled=shared.first))
+    return VisualContext(_texts(rows, host), shared)
 
 
 def _drafted(
     shared: SharedPrefill, both: Prompt, host: Host, settings: MorasSettings
-) -> VisualContext:
-    """Call 1 with the unsteered answer as a second row."""
+) -> VisualContext | None:
+    """Call 1 with the unsteered answer as a second row; None where the model keeps no cache."""
     one = GenerationOptions(max_new_tokens=1)
     _generate(shared.prompt, host, one, Interventions(prefilled=shared.first))
     run = shared.begin(both, host.pad_token_id)
-    assert run is not None  # `beside` has made sure
+    if run is None:
+        return None
     watch = ContextAndDraft(end_tokens(host.model.generation_config), settings.steps)
     options = GenerationOptions(max_new_tokens=settings.context_tokens)
     inner = Interventions(prefilled=run, answer_logits=[watch])
@@ -168,7 +169,8 @@ def first_states(
         prefilled=prefilled,
     )
     # No row may end early: every one has N states.
-    options = GenerationOptions(max_new_tokens=steps, extra={"min_new_tokens": steps})
+    extra = {"min_new_tokens": steps, "repetition_penalty": 1.0}
+    options = GenerationOptions(max_new_tokens=steps, extra=extra)
     _generate(prompt, host, options, inner)
     if states.steps != steps or not states.linear:
         raise UnsupportedModelError(
@@ -195,10 +197,11 @@ def _generate(
     inner: Interventions | None = None,
     cancel: threading.Event | None = None,
 ) -> list[Generation]:
+    # Some checkpoints search with beams or penalise repetition unless told otherwise.
     return generate(
         host.model,
         prompt,
-        options,
+        replace(options, extra={**options.extra, "num_beams": 1}),
         decode=host.decode,
         pad_token_id=host.pad_token_id,
         interventions=[] if inner is None else [inner],
