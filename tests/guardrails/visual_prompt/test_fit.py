@@ -35,13 +35,13 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 @functools.cache
-def testbed() -> tuple[Any, Any]:
+def mini_model() -> tuple[Any, Any]:
     return load_model("testbed", device="cpu")
 
 
 @functools.cache
 def fitted() -> Fitted:
-    return fit_visual_prompt(*testbed(), EXAMPLES, QUICK, name="testbed")
+    return fit_visual_prompt(*mini_model(), EXAMPLES, QUICK, name="testbed")
 
 
 def loss_of(found: Fitted, values: torch.Tensor) -> float:
@@ -65,7 +65,7 @@ def test_the_result_is_a_picture_bound_to_its_model() -> None:
     prompt = fitted().prompt
     assert prompt.frame.size == (96, 96)
     assert prompt.frame.box == (6, 6, 90, 90)
-    assert prompt.frame.pixels[6:90, 6:90].max() == 0
+    assert (prompt.frame.pixels[6:90, 6:90] == prompt.frame.pixels[40, 40]).all()
     assert prompt.manifest is not None
     assert prompt.manifest.data == {"harmful": 24, "benign": 20}
     assert prompt.manifest.settings["layer"] == fitted().direction.layer
@@ -85,10 +85,10 @@ def test_what_training_sees_is_what_the_guardrail_shows() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model, processor = testbed()
+    model, _ = mini_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    fit_visual_prompt(model, processor, EXAMPLES, replace(QUICK, steps=1), name="testbed")
+    fitted().trainer.train(fitted().requests[:4] + fitted().requests[-4:], quiet)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -96,7 +96,8 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
-    found = fitted()
+    few = replace(QUICK, steps=3, batch=2)
+    trainer, requests = replace(fitted().trainer, settings=few), fitted().requests
 
     def interrupt(what: str, done: int, total: int) -> None:
         if done == 2:
@@ -104,12 +105,21 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
 
     where = tmp_path / "runs" / "state.pt"
     with pytest.raises(KeyboardInterrupt):
-        found.trainer.train(found.requests, interrupt, where)
-    resumed = found.trainer.train(found.requests, quiet, where)
-    assert torch.equal(resumed, found.trainer.train(found.requests, quiet))
-    other = replace(found.trainer, settings=replace(QUICK, steps=9))
+        trainer.train(requests, interrupt, where)
+    resumed = trainer.train(requests, quiet, where)
+    assert torch.equal(resumed, trainer.train(requests, quiet))
+    other = replace(trainer, settings=replace(few, steps=9))
     with pytest.raises(ConfigurationError, match="other settings"):
-        other.train(found.requests, quiet, where)
+        other.train(requests, quiet, where)
+
+
+def test_what_the_text_does_not_stop_is_drawn_as_often_as_asked() -> None:
+    requests = [PictureRequest("?", n < 8, picture(n), "a", refused=n < 6) for n in range(12)]
+    settings = DavspSettings(batch=8, unrefused=0.75)
+    batch, _ = draw_batch(requests, settings, 0)
+    assert [(one.harmful, one.refused) for one in batch] == (
+        [(True, False)] * 3 + [(True, True)] + [(False, False)] * 4
+    )
 
 
 def test_batches_are_half_harmful_and_their_answers_count_as_often_as_asked() -> None:
@@ -214,7 +224,7 @@ def test_answers_stand_behind_left_padded_prompts() -> None:
 
 def test_answer_loss_is_the_models_own() -> None:
     """Against transformers' loss on one row, whose labels shift inside the model."""
-    model, processor = testbed()
+    model, processor = mini_model()
     reader, example = Reader(model, processor), EXAMPLES[0]
     inputs = reader.inputs([example.text], [example.picture()])  # type: ignore[list-item]
     tokens = processor.tokenizer.encode(example.answer, add_special_tokens=False)
@@ -251,7 +261,7 @@ def test_models_whose_preprocessing_is_not_known_are_refused() -> None:
 def test_data_that_do_not_suffice() -> None:
     text_only = [Example("how do I?", True), Example("what is it?", False)] * 10
     with pytest.raises(ConfigurationError, match="0 harmful"):
-        fit_visual_prompt(*testbed(), text_only, QUICK, name="testbed")
+        fit_visual_prompt(*mini_model(), text_only, QUICK, name="testbed")
     found = fitted()
     unrefused = [replace(request, refused=False) for request in found.requests]
     with pytest.raises(ConfigurationError, match="refuses 0"):

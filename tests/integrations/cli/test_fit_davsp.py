@@ -15,7 +15,7 @@ from sightrail.guardrails.testbed.fit_data import draw_examples
 def written(folder: Path) -> Path:
     """Examples of the mini world as a user would have them: a JSONL file beside its pictures."""
     lines = []
-    examples = draw_examples({"object": 22, "benign": 22}, split="train", seed=3)
+    examples = draw_examples({"object": 16, "benign": 14}, split="train", seed=3)
     for number, example in enumerate(examples):
         image = example.picture()
         assert image is not None
@@ -41,8 +41,10 @@ def test_from_a_file_to_a_border(tmp_path: Path) -> None:
     assert border.manifest is not None
     assert border.manifest.settings["steps"] == 2
     assert "benign_kept_before" in border.manifest.results
-    assert Image.open(out / "border.png").mode == "RGBA"
-    assert Image.open(out / "projections.png").width > 100
+    with Image.open(out / "border.png") as image:
+        assert image.mode == "RGBA"
+    with Image.open(out / "projections.png") as image:
+        assert image.width > 100
     assert not (out / "davsp.partial.pt").exists()
 
 

@@ -73,11 +73,11 @@ class AroundPicture:
         return torch.where(mask, whole_levels(values), inside)
 
     def frame(self, values: Tensor) -> Frame:
-        """The border as it is kept: whole levels, black where the picture goes."""
-        pixels = levels_to_pixels(values)
-        left, top, right, bottom = self.box
-        pixels[top:bottom, left:right] = 0
-        return Frame(pixels, self.box)
+        """The border as it is kept: whole levels, also where the picture goes.
+
+        A border that is scaled mixes pixels across the edge of the box, in use as in training.
+        """
+        return Frame(levels_to_pixels(values), self.box)
 
 
 class OverPicture:
