@@ -34,7 +34,13 @@ def untrained(family: str = "llava", *, pair: Any = None, seed: int = 0, **chang
 
 
 def untrained_on(
-    model: Any, tower: TextTower, settings: CasaSettings, name: str, *, seed: int = 0, **changes: Any
+    model: Any,
+    tower: TextTower,
+    settings: CasaSettings,
+    name: str,
+    *,
+    seed: int = 0,
+    **changes: Any,
 ) -> Casa:
     """The same for a model and settings given."""
     with torch.random.fork_rng():

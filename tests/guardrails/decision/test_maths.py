@@ -43,9 +43,7 @@ def test_half_is_no_say_and_certainty_stays_finite() -> None:
     assert unsafe_logit(logits.half(), torch.tensor([-torch.inf])).isfinite()
 
 
-@given(
-    scores=st.lists(st.floats(0, 1), min_size=1, max_size=40), share=st.floats(0, 1)
-)
+@given(scores=st.lists(st.floats(0, 1), min_size=1, max_size=40), share=st.floats(0, 1))
 def test_the_threshold_is_the_lowest_that_keeps_the_share(
     scores: list[float], share: float
 ) -> None:

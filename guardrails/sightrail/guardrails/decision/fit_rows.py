@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..fitting.examples import split_by_label
+from ..prompting import SafetyPrefix
 from ..runtime.generation import generate
-from ..runtime.messages import Conversation, pictures, read_messages
+from ..runtime.messages import Conversation, as_messages, pictures, read_messages
 from ..runtime.options import read_options
 from ..runtime.prompt import tokenizer_lock
 from .fit_settings import FitSettings
@@ -110,6 +111,10 @@ def _end(host: Host) -> list[int]:
     return [] if end is None else [int(end)]
 
 
+def _prefixed(conversation: Conversation) -> Conversation:
+    return read_messages(SafetyPrefix().apply(as_messages(conversation)))
+
+
 class Batches:
     """Endless batches, half harmful and half benign, each of rows with as many pictures.
 
@@ -141,7 +146,12 @@ class Batches:
         half = self._settings.batch // 2
         rows = [harmful[i] for i in rng.integers(len(harmful), size=half)]
         rows += [benign[i] for i in rng.integers(len(benign), size=self._settings.batch - half)]
-        prompt = self._host.prompt([row.conversation for row in rows], spans=False, prefix=None)
+        drawn = rng.random(len(rows)) < self._settings.prefixed
+        talks = [
+            _prefixed(row.conversation) if chosen else row.conversation
+            for row, chosen in zip(rows, drawn, strict=True)
+        ]
+        prompt = self._host.prompt(talks, spans=False, prefix=None)
         tails = []
         for row in rows:
             opening = self._openings[int(rng.integers(len(self._openings)))]

@@ -21,6 +21,7 @@ class FitSettings:
         beta: weight of the harmful terms against the benign ones.
         begun: share of the examples whose answer begins before the safety token.
         forced: share of the harmful ones with a benign opening right after C_unsafe.
+        prefixed: share of the examples that stand behind ``SafetyPrefix``.
         refusal: what the model is to say after C_unsafe, where an example holds nothing.
         over_refusal: share of benign requests that the threshold may refuse.
         layer: that the attention reads, counted as ``CasaSettings.layer``; None is two thirds up.
@@ -43,6 +44,7 @@ class FitSettings:
     beta: float = 0.5
     begun: float = 0.2
     forced: float = 0.3
+    prefixed: float = 0.2
     refusal: str = "I am sorry, I cannot help with that."
     over_refusal: float = 0.02
     layer: int | None = None
@@ -61,6 +63,7 @@ class FitSettings:
             "beta": self.beta,
             "begun": self.begun,
             "forced": self.forced,
+            "prefixed": self.prefixed,
             "over_refusal": self.over_refusal,
         }
         for name, value in shares.items():
@@ -76,7 +79,7 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=300, batch=32, learning_rate=1.5e-3, rank=8, tokens=("safe", "sorry")
+    steps=240, batch=32, learning_rate=1.2e-3, over_refusal=0.03, tokens=("safe", "sorry")
 )
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
 and are words the model has read and written, so their embeddings are trained and differ."""

@@ -68,7 +68,7 @@ def measure(
     scores = score_examples(casa, lvlm, held_out, tick)
     if not scores.harmful or not scores.benign:
         raise ConfigurationError("The examples kept apart need harmful and benign ones.")
-    value = min(threshold_for(scores.benign, over_refusal), 0.5)
+    value = threshold_for(scores.benign, over_refusal)
     results = results_at(scores, value)
     manifest = casa.artifact.manifest.model_copy(update={"results": results})
     fitted = replace(casa, artifact=replace(casa.artifact, manifest=manifest), threshold=None)

@@ -11,10 +11,10 @@ from ..testbed.fit_data import Group, draw_examples
 
 TEXT: Final[Mapping[Group, int]] = {"text": 800, "benign_text": 800}
 PICTURES: Final[Mapping[Group, int]] = {
-    "object": 120,
+    "object": 100,
     "typographic": 120,
-    "benign": 200,
-    "lookalike": 80,
+    "benign": 220,
+    "lookalike": 100,
 }
 HELD_OUT: Final[Mapping[Group, int]] = {
     "text": 40,
