@@ -9,7 +9,7 @@ visual context's own risk as well; ``drafted``, with the answer begun beside the
 Ratios are to ``bare``, round by round. The request is harmless: its answer is not steered away.
 ``testbed`` is the embedded model, once with visual contexts as long as it makes them and once with
 40 tokens; ``llava-7b`` has random weights of the real size, which cost what trained ones cost, and
-40 tokens.
+40 tokens; ``llava-narrow`` has its prompt of 576 picture tokens and a fraction of its width.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ def testbed_long(device: str, dtype: torch.dtype) -> Parts:
 
 def llava_7b(device: str, dtype: torch.dtype) -> Parts:
     """LLaVA-1.5-7B from its config: CLIP ViT-L/14-336 and Llama-2-7B; 576 picture tokens."""
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    text = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    heads = {"num_attention_heads": 16}, {"num_attention_heads": 32}
+    return _llava(vision | heads[0], text | heads[1], device, dtype)
+
+
+def llava_narrow(device: str, dtype: torch.dtype) -> Parts:
+    """The same prompt through a model that a CPU runs in seconds."""
+    vision = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
+    text = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 8}
+    return _llava(vision | heads, text | heads, device, dtype)
+
+
+def _llava(vision: dict[str, int], text: dict[str, int], device: str, dtype: torch.dtype) -> Parts:
     tokenizer = tt.sentencepiece_tokenizer([], image_token="<image>", bos_token="<s>")
     size = {"height": 336, "width": 336}
     processor = hf.LlavaProcessor(
@@ -70,13 +85,13 @@ def llava_7b(device: str, dtype: torch.dtype) -> Parts:
         num_additional_image_tokens=1,
         chat_template=tt.LLAVA,
     )
+    ends = {"eos_token_id": None, "bos_token_id": None}
     config = hf.LlavaConfig(
-        vision_config={"model_type": "clip_vision_model", "hidden_size": 1024}
-        | {"intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-        | {"image_size": 336, "patch_size": 14},
-        text_config={"model_type": "llama", "vocab_size": 32064, "hidden_size": 4096}
-        | {"intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-        | {"max_position_embeddings": 4096, "eos_token_id": None, "bos_token_id": None},
+        vision_config={"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+        | vision,
+        text_config={"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096}
+        | ends
+        | text,
         image_token_index=tokenizer.image_token_id,
     )
     with torch.device(device):
@@ -88,6 +103,7 @@ SIZES: dict[str, Callable[[str, torch.dtype], Parts]] = {
     "testbed": testbed,
     "testbed-long-context": testbed_long,
     "llava-7b": llava_7b,
+    "llava-narrow": llava_narrow,
 }
 
 
