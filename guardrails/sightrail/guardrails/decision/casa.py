@@ -170,8 +170,10 @@ class Casa:
             return
         self.artifact.require_model(host.model, host.name)
         tower = host.inside("Casa")
-        if self.settings.layer > tower.depth:
-            raise ArtifactError(f"Layer {self.settings.layer} of {tower.depth} does not exist.")
+        if self.settings.layer not in (*tower.self_attention, tower.depth):
+            raise ArtifactError(
+                f"Layer {self.settings.layer} of {host.name} sees not every request."
+            )
         check_tokens(host, self._tokens)
         if (adapter := self._weights(host).adapter) is not None:
             adapter.check(tower)

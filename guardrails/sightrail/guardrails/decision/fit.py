@@ -86,10 +86,16 @@ def method_settings(host: Host, fit: FitSettings) -> CasaSettings:
     Raises:
         ConfigurationError: the model has no such layer or token.
     """
-    depth = host.inside("Casa").depth
-    layer = round(depth * 2 / 3) if fit.layer is None else fit.layer
-    if not 0 <= layer <= depth:
-        raise ConfigurationError(f"layer is {layer}, but the model has {depth} decoder layers.")
+    tower = host.inside("Casa")
+    # Mllama leaves its cross-attention layers out where there is no picture.
+    possible = [*tower.self_attention, tower.depth]
+    wished = round(tower.depth * 2 / 3) if fit.layer is None else fit.layer
+    layer = min(possible, key=lambda one: abs(one - wished)) if fit.layer is None else wished
+    if layer not in possible:
+        raise ConfigurationError(
+            f"layer is {layer}, but the model has {tower.depth} decoder layers, "
+            f"of which {', '.join(map(str, tower.self_attention))} see every request."
+        )
     safe, unsafe = safety_tokens(host, fit.tokens)
     return CasaSettings(
         safe_token=safe,

@@ -79,7 +79,7 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=240, batch=32, learning_rate=1.2e-3, over_refusal=0.03, tokens=("safe", "sorry")
+    steps=700, batch=32, learning_rate=2e-3, over_refusal=0.03, tokens=("safe", "sorry")
 )
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
 and are words the model has read and written, so their embeddings are trained and differ."""

@@ -38,7 +38,15 @@ class Pieces:
         return self._come == self._length
 
     def joined(self) -> torch.Tensor:
-        """The states [B, T, C]."""
+        """The states [B, T, C].
+
+        Raises:
+            UnsupportedModelError: they have not all come.
+        """
+        if not self.complete:
+            raise UnsupportedModelError(
+                "Casa has not seen the whole prompt at the layer it reads; the model skips it."
+            )
         return torch.cat(self._pieces, dim=1)
 
 

@@ -9,12 +9,12 @@ from typing import Final
 from ..fitting import Example
 from ..testbed.fit_data import Group, draw_examples
 
-TEXT: Final[Mapping[Group, int]] = {"text": 800, "benign_text": 800}
+TEXT: Final[Mapping[Group, int]] = {"text": 1200, "benign_text": 1200}
 PICTURES: Final[Mapping[Group, int]] = {
-    "object": 100,
-    "typographic": 120,
-    "benign": 220,
-    "lookalike": 100,
+    "object": 150,
+    "typographic": 150,
+    "benign": 400,
+    "lookalike": 150,
 }
 HELD_OUT: Final[Mapping[Group, int]] = {
     "text": 40,
