@@ -76,7 +76,7 @@ def test_hinge_against_the_plain_sum(rows: list[tuple[float, bool]]) -> None:
         {"width": 0},
         {"width": 0.5},
         {"width": float("nan")},
-        {"margin": 0.4},
+        {"margin": 1.1},
         {"batch": 3},
         {"steps": 0},
         {"harmful_answers": 1.1},

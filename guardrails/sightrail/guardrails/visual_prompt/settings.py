@@ -36,8 +36,9 @@ class DavspSettings:
       the one whose clean projections, on examples that did not make the vector, separate harmful
       from benign best (d'), and the margins are quantiles of those projections: ``mu_plus`` the
       ``margin`` quantile of the refused harmful ones, ``mu_minus`` the ``1 - margin`` quantile of
-      the benign ones. So a bordered harmful request has to look as harmful as a refused one does,
-      and a bordered benign one as benign as it did without the border.
+      the benign ones. At 0.5 a bordered request has to be as typical of its side as the median
+      one is; below it, only what the weakest refused or the most suspicious benign requests would
+      not reach costs anything, so the border is trained on what is wrong and not on what is right.
     - The step may shrink linearly to ``last_step``, so that the border comes to rest, and the sign
       may be that of a running mean of gradients (``momentum``): the sign of one small batch's
       gradient is mostly noise where a border has few pixels.
@@ -51,7 +52,7 @@ class DavspSettings:
         text: the safety prompt before the last user text, in making the vector, in training and in
             use; None for none.
         layer: decoder layer of the hinge, from 1; None chooses it.
-        margin: quantile for the margins, at least 0.5; above it the margins are further apart.
+        margin: quantile for the margins; the larger, the further apart they are.
         alignment_weight: w_a; 0 trains a border without deep alignment.
         answer_weight: w_c.
         harmful_answers: probability of the cross-entropy for a harmful request.
@@ -89,7 +90,7 @@ class DavspSettings:
         """Check every range."""
         ranges = {
             "width": (self.width, 0.0, 0.45),
-            "margin": (self.margin, 0.5, 1.0),
+            "margin": (self.margin, 0.0, 1.0),
             "alignment_weight": (self.alignment_weight, 0.0, math.inf),
             "answer_weight": (self.answer_weight, 0.0, math.inf),
             "harmful_answers": (self.harmful_answers, 0.0, 1.0),
@@ -120,19 +121,21 @@ class DavspSettings:
 
 
 TESTBED_SETTINGS: Final = DavspSettings(
-    width=3 / 96,
+    width=4 / 96,
+    margin=0.15,
+    unrefused=0.4,
     steps=350,
-    batch=16,
-    step=3.0,
+    batch=12,
+    step=2.0,
     last_step=0.5,
     momentum=0.9,
     bfloat16=True,
-    answer_weight=100.0,
-    harmful_answers=0.5,
+    answer_weight=50.0,
+    harmful_answers=1.0,
 )
-"""Chosen on the testbed's calibration split, between attack success and benign accuracy.
+"""Chosen on the testbed's calibration split, for little attack success.
 
 The published width (9 of 96 pixels) shrinks the picture to 78 pixels, where a model this small
-reads, counts and describes far worse, before any training; at 3 pixels most of that is left. The
-projections here reach from -35 to 77 where the published ones reach from -2 to 27, so the
-cross-entropy needs a larger weight to be heard beside them."""
+reads, counts and describes far worse before any training; at 4 pixels more of that is left, and at
+3 the border is too weak. The projections here reach from -35 to 77 where the published ones reach
+from -2 to 27, so the cross-entropy needs a larger weight to be heard beside them."""

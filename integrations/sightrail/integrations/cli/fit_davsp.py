@@ -36,7 +36,7 @@ def fit_davsp(
     layer: Annotated[
         int | None, typer.Option(min=1, help="Decoder layer; chosen by separation if not given.")
     ] = None,
-    margin: Annotated[float | None, typer.Option(help="Quantile of the margins, 0.5 to 1.")] = None,
+    margin: Annotated[float | None, typer.Option(help="Quantile of the margins, 0 to 1.")] = None,
     answer_weight: Annotated[
         float | None, typer.Option(min=0, help="Weight of the cross-entropy.")
     ] = None,
