@@ -74,6 +74,14 @@ def test_a_layer_that_is_not_there() -> None:
         method_settings(host, FitSettings(layer=7))
 
 
+def test_layers_that_some_requests_skip_are_not_read() -> None:
+    """Mllama leaves its cross-attention layers out where there is no picture."""
+    host = fitting_host(*tiny("mllama"), "mllama")
+    assert method_settings(host, FitSettings()).layer == 3
+    with pytest.raises(ConfigurationError, match="see every request"):
+        method_settings(host, FitSettings(layer=4))
+
+
 @pytest.mark.parametrize("damage", ["missing", "rank", "settings"])
 def test_a_damaged_artifact_is_an_error_at_construction(damage: str) -> None:
     casa = untrained()
