@@ -19,6 +19,8 @@ class FitSettings:
         batch: requests a step, half of them harmful.
         learning_rate: at its peak; it warms up over a twentieth and falls to a twentieth.
         beta: weight of the harmful terms against the benign ones.
+        smoothing: certainty taken from the labels of the decision, so that it stays moderate about
+            what it has not seen.
         begun: share of the examples whose answer begins before the safety token.
         forced: share of the harmful ones with a benign opening right after C_unsafe.
         prefixed: share of the examples that stand behind ``SafetyPrefix``.
@@ -42,6 +44,7 @@ class FitSettings:
     batch: int = 16
     learning_rate: float = 2e-4
     beta: float = 0.5
+    smoothing: float = 0.0
     begun: float = 0.2
     forced: float = 0.3
     prefixed: float = 0.2
@@ -61,6 +64,7 @@ class FitSettings:
         """Check every range."""
         shares = {
             "beta": self.beta,
+            "smoothing": self.smoothing,
             "begun": self.begun,
             "forced": self.forced,
             "prefixed": self.prefixed,
@@ -79,7 +83,17 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=700, batch=32, learning_rate=2e-3, over_refusal=0.03, tokens=("safe", "sorry")
+    steps=400,
+    batch=32,
+    learning_rate=1.5e-3,
+    smoothing=0.2,
+    over_refusal=0.03,
+    tokens=("safe", "sorry"),
 )
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
-and are words the model has read and written, so their embeddings are trained and differ."""
+and are words the model has read and written, so their embeddings are trained and differ.
+
+Smoothing and layer were chosen on the calibration split by leaving three unsafe concepts (explosion,
+cigarette, bone) out of the training and deciding on pictures of just these, at 300 steps: without
+smoothing, layer 4, AUROC 0.978 for objects and 0.592 for rendered words; with 0.1, 0.993 and 0.858
+(layer 3: 0.991 and 0.809); with 0.2, 0.993 and 0.863; with 0.3, 0.991 and 0.776."""

@@ -44,6 +44,8 @@ class CasaSettings:
     - Some malicious examples are trained with the opening of a benign answer before or after
       C_unsafe, and some benign ones with C_safe in the middle of the answer, so that an answer
       that others have begun is still decided on and, where unsafe, broken off.
+    - The labels of the decision may be smoothed. Without, both experts grow certain about what they
+      were trained on, and say little about unsafe things that they have not seen.
     - Some examples are trained behind the safety prefix, so that both may stand together.
     - The decision on such an answer is read where it would have begun, before the given words.
 

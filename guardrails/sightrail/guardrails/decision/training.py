@@ -35,7 +35,7 @@ def batch_loss(
     batch: TrainingBatch,
     harmful: torch.Tensor,
     settings: CasaSettings,
-    beta: float,
+    fit: FitSettings,
 ) -> torch.Tensor:
     """The loss of :class:`CasaSettings` on one batch.
 
@@ -45,9 +45,10 @@ def batch_loss(
         batch: where tokens are learnt.
         harmful: [B] bool.
         settings: which tokens.
-        beta: weight of the harmful rows.
+        fit: weights of both sides.
     """
-    target = harmful.float()
+    beta = fit.beta
+    target = harmful.float() * (1 - fit.smoothing) + fit.smoothing / 2
     weight = torch.where(harmful, beta / harmful.sum().clamp(min=1), 0.0)
     weight += torch.where(harmful, 0.0, (1 - beta) / (~harmful).sum().clamp(min=1))
     alone = nn.functional.binary_cross_entropy_with_logits(attended, target, reduction="none")
@@ -117,7 +118,7 @@ class Trainer:
             logits = self._host.model(**batch.inputs, use_cache=False, logits_to_keep=kept).logits
         attended = self.attention(states[0], batch.seen)
         flags = torch.tensor(harmful, device=device)
-        return batch_loss(logits, attended, batch, flags, self._settings, self._fit.beta)
+        return batch_loss(logits, attended, batch, flags, self._settings, self._fit)
 
     @contextlib.contextmanager
     def _with_adapter(self) -> Iterator[dict[str, nn.Parameter]]:
