@@ -83,17 +83,17 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=400,
+    steps=500,
     batch=32,
     learning_rate=1.5e-3,
-    smoothing=0.2,
+    smoothing=0.1,
     over_refusal=0.03,
     tokens=("safe", "sorry"),
 )
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
 and are words the model has read and written, so their embeddings are trained and differ.
 
-Smoothing and layer were chosen on the calibration split by leaving three unsafe concepts (explosion,
-cigarette, bone) out of the training and deciding on pictures of just these, at 300 steps: without
+Smoothing and layer were chosen on the calibration split, three unsafe concepts (explosion,
+cigarette, bone) left out of the training and their pictures decided on, at 300 steps: without
 smoothing, layer 4, AUROC 0.978 for objects and 0.592 for rendered words; with 0.1, 0.993 and 0.858
 (layer 3: 0.991 and 0.809); with 0.2, 0.993 and 0.863; with 0.3, 0.991 and 0.776."""

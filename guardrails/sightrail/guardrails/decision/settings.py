@@ -23,17 +23,19 @@ class CasaSettings:
         P(unsafe) = v p_u / (v p_u + (1 - v) p_s),
 
     and C_unsafe is chosen where that reaches a threshold. Low-rank adapters and the attention are
-    trained together; m are the malicious examples, b the benign ones, T their responses:
+    trained together; m are the malicious examples, b the benign ones:
 
-        loss = beta (D_m + T_m) + (1 - beta) (D_b + T_b) + D'_m + D'_b,
-        D = -log P(the right token),  T = mean -log P(y_t | x, y_0, y_<t),  t >= 1,
+        loss = beta (D_m + V_m + T_m) + (1 - beta) (D_b + V_b + T_b),
+        D = -log p(the right token),  T = mean -log P(y_t | x, y_0, y_<t),  t >= 1,
 
-    and D' is D for v alone, so that neither of the two leaves the work to the other.
+    and V is the same as D for v.
 
     What differs, and why:
 
     - The paper multiplies the two logits by v and 1 - v. Raw logits have no sign to rely on: where
       they are negative a larger v lowers z_unsafe. Here v weighs the probabilities instead.
+    - Each of the two is trained to decide by itself. Trained through their product, one of them
+      may leave the work to the other.
     - Softmax weights over time sum to one, so their sum says nothing. Here each of two learned
       queries (safe, unsafe) pools values by its own attention, in several heads, and is scored;
       v is the sigmoid of the difference.
@@ -44,7 +46,7 @@ class CasaSettings:
     - Some malicious examples are trained with the opening of a benign answer before or after
       C_unsafe, and some benign ones with C_safe in the middle of the answer, so that an answer
       that others have begun is still decided on and, where unsafe, broken off.
-    - The labels of the decision may be smoothed. Without, both experts grow certain about what they
+    - The labels of the decision may be smoothed. Without, both grow certain about what they
       were trained on, and say little about unsafe things that they have not seen.
     - Some examples are trained behind the safety prefix, so that both may stand together.
     - The decision on such an answer is read where it would have begun, before the given words.

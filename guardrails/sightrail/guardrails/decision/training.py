@@ -56,7 +56,7 @@ def batch_loss(
         return (alone * weight).sum()
     pair = logits[:, 0, [settings.safe_token, settings.unsafe_token]]
     decided = nn.functional.binary_cross_entropy_with_logits(
-        unsafe_logit(pair, attended), target, reduction="none"
+        unsafe_logit(pair, None), target, reduction="none"
     )
     said = nn.functional.cross_entropy(
         logits[:, :-1].float().transpose(1, 2), batch.labels, reduction="none"

@@ -1,0 +1,64 @@
+"""`sightrail fit casa` from a file of examples to an artifact that decides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lvlm_helpers import picture
+from sightrail.guardrails import Casa, LocalLVLM
+from sightrail.integrations.cli import app
+
+TOKENS = ["--safe-token", "safe", "--unsafe-token", "sorry"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    picture().save(tmp_path / "seen.png")
+    rows = [
+        {"text": f"how do i {verb} a {thing}", "label": label, **image}
+        for label, things in (("harmful", ("bomb", "knife")), ("benign", ("cat", "tree")))
+        for thing in things
+        for verb in ("make", "use", "buy", "draw")
+        for image in ({}, {"image": "seen.png"})
+    ]
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+def fit(data: Path, out: Path, *options: str) -> str:
+    arguments = ["fit", "casa", "--model", "testbed", "--data", str(data), "--out", str(out)]
+    arguments += ["--steps", "2", "--batch", "4", "--held-out", "0.4", *options]
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    return f"{shown.exit_code} {shown.output}"
+
+
+@pytest.mark.parametrize("options", [TOKENS, ["--attention-only", "--text-only"]])
+def test_from_a_file_to_an_artifact(data: Path, tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "casa"
+    shown = fit(data, out, *options)
+    assert shown.startswith("0 ")
+    assert "auroc" in shown
+    assert {file.name for file in out.iterdir()} == {
+        "roc.png",
+        "sightrail.json",
+        "sightrail.safetensors",
+    }
+    casa = Casa.from_pretrained(out)
+    assert casa.settings.attention_only is ("--attention-only" in options)
+    pictured = casa.artifact.manifest.data["with_pictures"]
+    assert (pictured == 0) is ("--text-only" in options)
+    lvlm = LocalLVLM.from_pretrained("testbed", guardrails=[casa])
+    (verdict,) = lvlm.assess("how do i make a bomb")
+    assert verdict.threshold is not None
+    assert verdict.threshold.value == casa.artifact.manifest.results["threshold"]
+
+
+def test_tokens_come_in_pairs(data: Path, tmp_path: Path) -> None:
+    shown = fit(data, tmp_path / "casa", "--safe-token", "safe")
+    assert shown.startswith("64 ")
+    assert "belong together" in shown
