@@ -96,5 +96,5 @@ and are words the model has read and written, so their embeddings are trained an
 That smoothing helps, and which layer, was seen on the calibration split: three unsafe concepts
 (explosion, cigarette, bone) left out of the training and their pictures decided on, one seed, 300
 steps, with a loss that still trained the product of token and v. Without smoothing, layer 4, AUROC
-0.978 for objects and 0.592 for rendered words; with 0.1, 0.993 and 0.858 (layer 3: 0.991 and 0.809);
-with 0.2, 0.993 and 0.863; with 0.3, 0.991 and 0.776. The number of steps was not swept."""
+0.978 for objects and 0.592 for rendered words; with 0.1, 0.993 and 0.858 (layer 3: 0.991 and
+0.809); with 0.2, 0.993 and 0.863; with 0.3, 0.991 and 0.776. The number of steps was not swept."""
