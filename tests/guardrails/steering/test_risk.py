@@ -95,6 +95,15 @@ def test_no_risk_leaves_a_row_bit_by_bit_even_where_logits_are_infinite() -> Non
     assert torch.equal(mixed[0], logits[0])
 
 
+@pytest.mark.parametrize("risk", [0.4, 1.0])
+def test_a_token_that_may_not_come_stays_away_at_any_risk(risk: float) -> None:
+    logits, unsafe = normal(1, 2, 6), normal(2, 6)
+    logits[:, 0] = -torch.inf
+    mixed = mix_logits(logits, unsafe, torch.tensor([risk, risk]))
+    assert torch.equal(mixed[:, 0], logits[:, 0])
+    assert torch.isfinite(mixed[:, 1:]).all()
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..errors import ArtifactError
 from ..testbed import TESTBED
@@ -136,7 +136,8 @@ def save_artifact(folder: str | Path, artifact: Artifact) -> Path:
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in artifact.tensors.items()}
-    save_file(tensors, where / TENSORS_FILE)
+    # Not save_file: it makes files that nobody but their owner may read.
+    (where / TENSORS_FILE).write_bytes(save(tensors))
     (where / MANIFEST_FILE).write_text(
         artifact.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
     )

@@ -59,12 +59,13 @@ def mix_logits(logits: torch.Tensor, unsafe: torch.Tensor, risks: torch.Tensor) 
     For a linear LM head W this is W x~ with x~ as in :func:`mix_states`.
 
     Args:
-        logits: W x, [B, V].
+        logits: W x, [B, V]; a token that may not come has -inf, and keeps it.
         unsafe: W mu, [V].
         risks: r, [B]. A row of risk 0 stays as it is, bit by bit.
     """
     share = risks[:, None].to(logits.dtype)
-    return torch.where(share > 0, (1 - share) * logits + share * unsafe.to(logits.dtype), logits)
+    mixed = (1 - share) * logits + share * unsafe.to(logits.dtype)
+    return torch.where((share > 0) & torch.isfinite(logits), mixed, logits)
 
 
 def mix_states(states: torch.Tensor, prototype: torch.Tensor, risks: torch.Tensor) -> torch.Tensor:
