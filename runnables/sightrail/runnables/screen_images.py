@@ -66,13 +66,20 @@ class ScreenImages(RunnableSerializable[Any, Any]):
             )
         return detector
 
-    def screen(self, values: list[Any]) -> list[Screened | ImageRefused]:
-        """Screen values outside of any chain: all pictures of all values in one detector call."""
-        return screen_values(values, self.detector, self.policy, self.limits)
+    def screen(self, values: list[Any], *, together: bool = False) -> list[Screened | ImageRefused]:
+        """Screen values outside of any chain: all pictures of all values in one detector call.
 
-    async def ascreen(self, values: list[Any]) -> list[Screened | ImageRefused]:
+        Args:
+            values: nothing in them is changed.
+            together: the limits on one request hold for all values, not for each.
+        """
+        return screen_values(values, self.detector, self.policy, self.limits, together=together)
+
+    async def ascreen(
+        self, values: list[Any], *, together: bool = False
+    ) -> list[Screened | ImageRefused]:
         """``screen`` in a worker thread."""
-        return await asyncio.to_thread(self.screen, values)
+        return await asyncio.to_thread(self.screen, values, together=together)
 
     def guard(self, model: Runnable[LanguageModelInput, AIMessage]) -> GuardedModel:
         """This screening and a chat model as one: a refused request never reaches the model."""

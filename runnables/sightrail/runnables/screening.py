@@ -1,13 +1,14 @@
 """Screening whole values: find the pictures, look at all of them at once, act on each.
 
-No LangChain Runnable here: values in, values out. ``ScreenImages`` puts it into chains.
+No LangChain Runnable here: values in, values out. ``ScreenImages`` puts it into chains, and other
+frameworks bring a walk over their own values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import PromptValue
@@ -19,7 +20,7 @@ from sightrail.guardrails.screening.asking import Detector, ask
 from sightrail.guardrails.telemetry import record_verdicts, screening_span
 from sightrail.guardrails.verdict import NotInspected, Verdict
 
-from .carriers import Carrier, Walk
+from .carriers import Carrier, Stamp, Walk
 from .marker import is_refused, write_marker
 from .run_metadata import note_on_run
 
@@ -47,32 +48,67 @@ class Screened:
     verdicts: tuple[Verdict, ...]
 
 
+Mark = Callable[..., Any]
+"""(holder, its verdicts, refused=...) -> a copy of the holder that says so."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """How the values of one framework are walked, and how a verdict is written on them.
+
+    Attributes:
+        walk: makes a walk from what stands in a carrier's place, and what is stamped on holders.
+        mark: see Mark.
+        was_refused: whether a value was marked as refused at an earlier step.
+    """
+
+    walk: Callable[[Callable[[Carrier], Any], Stamp], Callable[[Any], Any]]
+    mark: Mark
+    was_refused: Callable[[Any], bool]
+
+
 def screen_values(
-    values: Sequence[Any], detector: Detector, policy: Policy, limits: Limits
+    values: Sequence[Any],
+    detector: Detector,
+    policy: Policy,
+    limits: Limits,
+    *,
+    together: bool = False,
 ) -> list[Screened | ImageRefused]:
-    """Screen several values with one call of the detector.
+    """Screen several values of LangChain with one call of the detector.
 
     Args:
         values: anything ``Walk`` can look into; nothing in them is changed.
         detector: its exceptions count as a failed inspection, never as a safe picture.
         policy: what a verdict leads to. Under ``monitor`` the values go on as they came.
         limits: what intake is willing to decode.
+        together: the limits on one request hold for all values, not for each.
 
     Returns:
         One outcome per value, in order; ImageRefused where the policy's action is ``raise``.
     """
     with screening_span() as span:
-        outcomes = _screened(values, detector, policy, limits)
+        outcomes = screen_any(values, detector, policy, limits, _LANGCHAIN, together=together)
         verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
         record_verdicts(span, verdicts)
     note_on_run(verdicts)
     return outcomes
 
 
-def _screened(
-    values: Sequence[Any], detector: Detector, policy: Policy, limits: Limits
+def screen_any(
+    values: Sequence[Any],
+    detector: Detector,
+    policy: Policy,
+    limits: Limits,
+    framework: Framework,
+    *,
+    together: bool = False,
 ) -> list[Screened | ImageRefused]:
-    found = [find_pictures(value, limits) for value in values]
+    """``screen_values`` for any framework's values, and untraced."""
+    shared = RequestReader(limits)
+    found = [
+        _find(value, framework, shared if together else RequestReader(limits)) for value in values
+    ]
     pictures = [f.seen for one in found for f in one if isinstance(f.seen, Picture)]
     verdicts = iter(ask(detector, pictures, policy.timeout_s))
     outcomes: list[Screened | ImageRefused] = []
@@ -81,7 +117,7 @@ def _screened(
             next(verdicts) if isinstance(f.seen, Picture) else _uninspected(f.seen) for f in one
         ]
         try:
-            outcomes.append(_apply(value, one, judged, policy))
+            outcomes.append(_apply(value, one, judged, policy, framework))
         except ImageRefused as refused:
             outcomes.append(refused)
     return outcomes
@@ -99,22 +135,26 @@ def passed(outcome: Screened | ImageRefused) -> Screened:
 
 
 def find_pictures(value: Any, limits: Limits) -> list[Found]:
-    """Every carrier of a value in order, each decoded once."""
+    """Every carrier of a LangChain value in order, each decoded once."""
+    return _find(value, _LANGCHAIN, RequestReader(limits))
+
+
+def _find(value: Any, framework: Framework, reader: RequestReader) -> list[Found]:
     carriers: list[Carrier] = []
-    holders: dict[int, int] = {}
+    holders: dict[int, object] = {}
 
     def note_down(carrier: Carrier) -> Any:
         carriers.append(carrier)
         return carrier.original
 
     def belong_together(holder: Any, found: Sequence[int]) -> Any:
-        holders.update(dict.fromkeys(found, found[0]))
+        holders.update(dict.fromkeys(found, object()))
         return holder
 
-    Walk(note_down, belong_together)(value)
-    reader = RequestReader(limits)
+    framework.walk(note_down, belong_together)(value)
+    loose = object()
     return [
-        Found(carrier, decode(carrier, reader, message=holders.get(number)))
+        Found(carrier, decode(carrier, reader, message=holders.get(number, loose)))
         for number, carrier in enumerate(carriers)
     ]
 
@@ -136,7 +176,11 @@ def _uninspected(why: NotInspected) -> Verdict:
 
 
 def _apply(
-    value: Any, found: Sequence[Found], verdicts: Sequence[Verdict], policy: Policy
+    value: Any,
+    found: Sequence[Found],
+    verdicts: Sequence[Verdict],
+    policy: Policy,
+    framework: Framework,
 ) -> Screened:
     replacements: list[Any] = []
     taken: list[Verdict] = []
@@ -149,11 +193,10 @@ def _apply(
 
     def stamp(holder: Any, found: Sequence[int]) -> Any:
         mine = [taken[number] for number in found]
-        return write_marker(holder, mine, refused=_refuses(mine, policy))
+        return framework.mark(holder, mine, refused=_refuses(mine, policy))
 
-    seen = Walk(lambda carrier: next(supply), stamp)(value)
-    refused = _refuses(taken, policy) or is_refused(messages_of(value))
-    return Screened(seen, refused, tuple(taken))
+    seen = framework.walk(lambda carrier: next(supply), stamp)(value)
+    return Screened(seen, _refuses(taken, policy) or framework.was_refused(value), tuple(taken))
 
 
 def _replacement(carrier: Carrier, action: str, image: Any, policy: Policy) -> Any:
@@ -181,3 +224,10 @@ def messages_of(value: Any) -> list[BaseMessage]:
     if isinstance(value, list | tuple):
         return [item for item in value if isinstance(item, BaseMessage)]
     return []
+
+
+def _was_refused(value: Any) -> bool:
+    return is_refused(messages_of(value))
+
+
+_LANGCHAIN: Final = Framework(Walk, write_marker, _was_refused)

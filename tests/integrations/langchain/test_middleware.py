@@ -353,3 +353,26 @@ def test_the_helpers_tools_return_what_the_tests_say() -> None:
     assert red_pixels(HumanMessage(screenshot.invoke({}))) > 0
     assert red_pixels(HumanMessage(photo.invoke({}))) == 0
     assert clock.invoke({}) == "noon"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_the_pictures_of_a_request_are_counted_over_all_its_messages(mode: str) -> None:
+    limits = Limits(max_images_per_request=3, max_images_per_message=2)
+    detector, model = RedDetector(), brain("never said")
+    guard = ImageGuardMiddleware(detector=detector, limits=limits)
+    state = await run(agent(model, guard), mode, *(user(CLEAN, text=f"{n}?") for n in range(5)))
+    assert model.asked == []
+    assert len(pictures(state["messages"])) == 3
+    assert statuses(state) == ["clean"] * 3 + ["not_inspected"] * 2
+
+
+def test_what_an_agent_has_looked_at_is_not_counted_again() -> None:
+    limits = Limits(max_images_per_request=2)
+    guard = ImageGuardMiddleware(detector=RedDetector(), limits=limits)
+    model = brain("one", "two", "three")
+    app = agent(model, guard, checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    for _ in range(3):
+        app.invoke({"messages": [user(CLEAN, CLEAN)]}, config)
+    assert len(model.asked) == 3
+    assert len(pictures(model.asked[-1])) == 6

@@ -16,7 +16,10 @@ class Limits(BaseModel):
         max_frames: frames of an animation, pages of a TIFF or PDF; all of them are looked at.
         min_side: a picture thinner than this shows an encoder nothing that could be judged.
         max_images_per_message: pictures in one message, document or dict.
-        max_images_per_request: pictures in everything that is handed to a model at once.
+        max_images_per_request: pictures in everything that is looked at in one go: all messages of
+            a request, and in agents all messages that a step brings in. What an agent has looked at
+            at earlier steps is not read again and not counted; a thread that another process takes
+            up is looked at whole.
         max_pixels_per_request: pixels of all of these together, frames and renderings included.
         remote: what may be fetched from other machines; nothing when None.
     """

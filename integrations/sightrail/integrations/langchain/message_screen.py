@@ -101,7 +101,7 @@ class MessageScreen:
         """
         known = [self._knows(message) for message in messages]
         fresh = [message for message, is_known in zip(messages, known, strict=True) if not is_known]
-        outcomes = iter(self._screen.screen(list(fresh)))
+        outcomes = iter(self._screen.screen(fresh, together=True))
         seen = tuple(
             SeenMessage(message, _verdicts_on(message))
             if is_known

@@ -60,7 +60,10 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
 
     Limits: a model that streams pictures has sent them before the finished message can be looked
     at; and the checkpoint of a run's input, made before any middleware runs, holds the pictures as
-    they came.
+    they came. ``limits.max_images_per_request`` counts the pictures that one look at the transcript
+    brings in, from all its messages together, and not those that earlier looks have let through:
+    it bounds what is decoded at once, not how many pictures a thread may gather. After a restart a
+    thread is looked at whole, so set it to what a thread may hold.
 
     Args:
         detector: has ``screen(images) -> list[Verdict]``; give a ``CachedDetector`` to share its

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 
 from sightrail.guardrails.errors import ImageRefused
-from sightrail.guardrails.intake import Limits, Picture, RequestReader
-from sightrail.guardrails.policy import Policy, Surface, apply_policy
-from sightrail.guardrails.screening.asking import Detector, ask
-from sightrail.guardrails.verdict import Action, NotInspected, Verdict
-from sightrail.runnables.carriers import Carrier
-from sightrail.runnables.screening import Found, Screened, decode
+from sightrail.guardrails.intake import Limits
+from sightrail.guardrails.policy import Policy, Surface
+from sightrail.guardrails.screening.asking import Detector
+from sightrail.runnables.screening import Framework, Screened, screen_any
 
 from .detectors import checked
 from .events import report
-from .marks import Holder, is_refused, write_marker
+from .marks import is_refused, write_marker
 from .walk import Walk
 
 
@@ -65,22 +64,9 @@ class ImageScreen:
         Returns:
             One outcome per value, in order; ImageRefused where the policy's action is ``raise``.
         """
-        reader = RequestReader(self.limits)
-        found = [
-            self._find(value, reader if together else RequestReader(self.limits))
-            for value in values
-        ]
-        pictures = [f.seen for one in found for f in one if isinstance(f.seen, Picture)]
-        verdicts = iter(ask(self.detector, pictures, self.policy.timeout_s))
-        outcomes: list[Screened | ImageRefused] = []
-        for value, one in zip(values, found, strict=True):
-            judged = [
-                Verdict(status="not_inspected", not_inspected=(f.seen,))
-                if isinstance(f.seen, NotInspected)
-                else next(verdicts)
-                for f in one
-            ]
-            outcomes.append(self._outcome(value, one, judged))
+        outcomes = screen_any(
+            values, self.detector, self.policy, self.limits, self._framework, together=together
+        )
         self._report(outcomes)
         return outcomes
 
@@ -90,59 +76,9 @@ class ImageScreen:
         """``screen`` in a worker thread."""
         return await asyncio.to_thread(self.screen, values, together=together)
 
-    def _find(self, value: Any, reader: RequestReader) -> list[Found]:
-        """Every carrier of a value in order, each decoded once."""
-        carriers: list[Carrier] = []
-        holders: dict[int, object] = {}
-
-        def note_down(carrier: Carrier) -> Any:
-            carriers.append(carrier)
-            return carrier.original
-
-        def belong_together(holder: Holder, numbers: Sequence[int]) -> Holder:
-            holders.update(dict.fromkeys(numbers, object()))
-            return holder
-
-        Walk(note_down, belong_together, self.surface)(value)
-        loose = object()
-        return [
-            Found(carrier, decode(carrier, reader, holders.get(number, loose)))
-            for number, carrier in enumerate(carriers)
-        ]
-
-    def _outcome(
-        self, value: Any, found: Sequence[Found], verdicts: Sequence[Verdict]
-    ) -> Screened | ImageRefused:
-        replacements: list[Any] = []
-        taken: list[Verdict] = []
-        try:
-            for one, verdict in zip(found, verdicts, strict=True):
-                image = one.seen.image if isinstance(one.seen, Picture) else None
-                applied = apply_policy(image, verdict, self.policy, one.carrier.surface)
-                taken.append(applied.verdict)
-                replacements.append(self._replacement(one.carrier, applied.action, applied.image))
-        except ImageRefused as refused:
-            return refused
-        supply = iter(replacements)
-
-        def stamp(holder: Holder, numbers: Sequence[int]) -> Holder:
-            mine = [taken[number] for number in numbers]
-            return write_marker(holder, mine, refused=self._refuses(mine))
-
-        seen = Walk(lambda carrier: next(supply), stamp, self.surface)(value)
-        return Screened(seen, self._refuses(taken) or _was_refused(value), tuple(taken))
-
-    def _replacement(self, carrier: Carrier, action: Action, image: Any) -> Any:
-        if self.policy.monitor:
-            return carrier.original
-        if image is not None:
-            return carrier.rebuild(image)
-        if action == "allow":  # the policy lets the unseen pass
-            return carrier.original
-        return carrier.note(self.policy.note)
-
-    def _refuses(self, verdicts: Sequence[Verdict]) -> bool:
-        return not self.policy.monitor and any(v.action == "refuse" for v in verdicts)
+    @property
+    def _framework(self) -> Framework:
+        return Framework(partial(Walk, surface=self.surface), write_marker, _was_refused)
 
     def _report(self, outcomes: Sequence[Screened | ImageRefused]) -> None:
         verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
