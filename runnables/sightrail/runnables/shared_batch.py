@@ -9,7 +9,7 @@ from langchain_core.outputs import ChatResult
 
 from sightrail.guardrails.errors import SightrailError
 
-from .turns import Conversation
+from .turn_reader import Conversation
 
 
 class SharedBatch:

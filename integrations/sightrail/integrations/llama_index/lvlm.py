@@ -30,7 +30,7 @@ from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.verdict import Verdict
 from sightrail.runnables.model_shelf import ModelShelf
-from sightrail.runnables.turns import Conversation
+from sightrail.runnables.turn_reader import Conversation
 
 from .events import report
 from .image_documents import picture_blocks

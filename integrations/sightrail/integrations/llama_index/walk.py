@@ -14,8 +14,7 @@ import datetime
 import decimal
 import enum
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -29,21 +28,24 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.schema import BaseNode, ImageNode, MediaResource
 from llama_index.core.tools import ToolOutput
-from PIL import Image
 from pydantic import AnyUrl, BaseModel
 
 from sightrail.guardrails.policy import Surface
 from sightrail.runnables.carriers import Carrier
-from sightrail.runnables.carriers.addresses import from_base64, is_picture_text, starts_like_picture
-from sightrail.runnables.carriers.carrier import png_base64, png_bytes, png_url, unseen
+from sightrail.runnables.carriers.carrier import unseen
 from sightrail.runnables.carriers.media import read_media_in_data
+from sightrail.runnables.carriers.tracked_walk import (
+    MAX_DEPTH,
+    Stamp,
+    TrackedWalk,
+    leave,
+    rebuilt,
+    same_items,
+)
 
 from .carriers import read_block, read_image_node, read_resource
 from .marks import Holder
 from .node_parts import PICTURE_FIELDS, VECTORS, changed_node
-
-MAX_DEPTH: Final = 48
-"""Nesting beyond this is not looked into: it is not inspected, and refused by default."""
 
 _SCALARS: Final = (
     *(type(None), bool, int, float, complex, decimal.Decimal, enum.Enum, uuid.UUID, type, AnyUrl),
@@ -60,61 +62,25 @@ _ROLES: Final[dict[MessageRole, Surface]] = {
     MessageRole.FUNCTION: "tool",
 }
 
-Stamp = Callable[[Holder, Sequence[int]], Holder]
-"""(message or node, numbers of the carriers found in it) -> a copy that says what became of it."""
 
-
-def _leave(holder: Holder, found: Sequence[int]) -> Holder:
-    return holder
-
-
-class Walk:
-    """One pass over one value.
-
-    Args:
-        place: called with each carrier, in order; gives what stands in its place.
-        stamp: called with each message and node that holds carriers, and their numbers from 0.
-        surface: where what stands in no message, tool output or node came from.
-    """
+class Walk(TrackedWalk):
+    """One pass over one value of LlamaIndex's; see ``TrackedWalk``."""
 
     def __init__(
         self,
         place: Callable[[Carrier], Any],
-        stamp: Stamp = _leave,
+        stamp: Stamp = leave,
         surface: Surface = "user",
     ) -> None:
-        self._give = place
-        self._stamp = stamp
-        self._count = 0
-        self._loose: list[int] = []
-        self._surface: Surface = surface
+        super().__init__(place, stamp, surface)
         self._met: dict[int, tuple[range, Any]] = {}
 
     def __call__(self, value: Any) -> Any:
         """The value with every carrier replaced."""
         return self._data(value, 0)
 
-    def _place(self, carrier: Carrier) -> Any:
-        self._loose.append(self._count)
-        self._count += 1
-        return self._give(dataclasses.replace(carrier, surface=self._surface))
-
-    def _holding(self, holder: Any, look: Callable[[Any, int], Any], depth: int) -> Any:
-        """Look into a holder and let it say what was found directly in it."""
-        outside, self._loose = self._loose, []
-        with self._on(surface_of(holder)):
-            seen = look(holder, depth)
-        found, self._loose = self._loose, outside
-        return self._stamp(seen, found) if found else seen
-
-    @contextmanager
-    def _on(self, surface: Surface) -> Iterator[None]:
-        """What is found meanwhile came from this surface."""
-        outside, self._surface = self._surface, surface
-        try:
-            yield
-        finally:
-            self._surface = outside
+    def _surface_of(self, holder: Any) -> Surface:
+        return surface_of(holder)
 
     # What may stand anywhere
 
@@ -125,7 +91,7 @@ class Walk:
         if isinstance(value, _SCALARS):
             return value
         if depth > MAX_DEPTH:
-            return self._place(unseen(value, "too_deep", f"more than {MAX_DEPTH} levels", str))
+            return self._too_deep(value)
         if isinstance(value, ChatMessage):
             return self._holding(value, self._message, depth)
         if isinstance(value, BaseNode):
@@ -141,13 +107,14 @@ class Walk:
             return self._items(value, depth, opaque)
         return self._object(value, depth, opaque)
 
-    def _text(self, text: str) -> str:
-        if not is_picture_text(text):
-            return text
-        bare = text.strip()[:5].lower() != "data:"
-        source = from_base64(text.strip())
-        replaced: str = self._place(Carrier(source, text, png_base64 if bare else png_url, str))
-        return replaced
+    def _other(self, value: Any, depth: int, opaque: bool) -> Any:
+        if isinstance(value, PurePath) and not opaque:  # no message from outside can hold one
+            return self._own(value)
+        if isinstance(value, BaseModel):
+            return self._model(value, depth, opaque)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._dataclass(value, depth, opaque)
+        return super()._other(value, depth, opaque)
 
     def _mapping(self, value: Mapping[Any, Any], depth: int, opaque: bool) -> Any:
         carrier = read_media_in_data(value) if isinstance(value, dict) else None
@@ -163,31 +130,9 @@ class Walk:
 
     def _items(self, value: Collection[Any], depth: int, opaque: bool) -> Any:
         seen = [self._data(item, depth + 1, opaque) for item in value]
-        if all(new is old for new, old in zip(seen, value, strict=True)):
+        if same_items(seen, value):
             return value
-        if isinstance(value, tuple) and hasattr(value, "_make"):
-            return value._make(seen)
-        return seen if isinstance(value, list) else type(value)(seen)  # type: ignore[call-arg]
-
-    def _object(self, value: Any, depth: int, opaque: bool) -> Any:
-        if isinstance(value, bytes | bytearray | memoryview):
-            if opaque and not starts_like_picture(bytes(value[:32])):
-                return value
-            return self._place(Carrier(bytes(value), value, png_bytes, str))
-        if isinstance(value, Image.Image):
-            return self._place(Carrier(value, value, _same, str))
-        if isinstance(value, np.ndarray):
-            return self._place(Carrier(value, value, np.asarray, str))
-        if isinstance(value, PurePath) and not opaque:  # no message from outside can hold one
-            return self._place(Carrier(value, value, _same, str))
-        if isinstance(value, BaseModel):
-            return self._model(value, depth, opaque)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return self._dataclass(value, depth, opaque)
-        if opaque:
-            return value
-        detail = f"nobody can look into a {type(value).__name__}"
-        return self._place(unseen(value, "unknown_object", detail, str))
+        return rebuilt(value, seen)
 
     def _model(self, value: BaseModel, depth: int, opaque: bool) -> BaseModel:
         changed = self._changed({**value.__dict__, **(value.model_extra or {})}, depth, opaque)
@@ -251,7 +196,7 @@ class Walk:
 
     def _blocks(self, blocks: list[Any], depth: int) -> list[Any]:
         seen = [self._block(block, depth + 1) for block in blocks]
-        return blocks if all(a is b for a, b in zip(seen, blocks, strict=True)) else seen
+        return blocks if same_items(seen, blocks) else seen
 
     def _block(self, block: BaseContentBlock, depth: int) -> Any:
         """A tool's blocks often are its raw output as well: the same object is looked at once."""
@@ -291,7 +236,3 @@ class Walk:
 def surface_of(holder: Holder) -> Surface:
     """Whose word the pictures of a message or node are."""
     return _ROLES.get(holder.role, "user") if isinstance(holder, ChatMessage) else "retrieval"
-
-
-def _same(image: Image.Image) -> Image.Image:
-    return image

@@ -5,6 +5,7 @@ the block forms of LangChain and of the providers, ``walk`` finds them in whole 
 """
 
 from .carrier import Carrier
-from .walk import Stamp, Walk
+from .tracked_walk import Stamp
+from .walk import Walk
 
 __all__ = ["Carrier", "Stamp", "Walk"]

@@ -15,9 +15,7 @@ import datetime
 import decimal
 import enum
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -30,18 +28,15 @@ from langchain_core.prompt_values import (
     PromptValue,
     StringPromptValue,
 )
-from PIL import Image
 
 from sightrail.guardrails.policy import Surface
 
-from .addresses import from_address, from_base64, is_picture_text, starts_like_picture
-from .carrier import Carrier, png_base64, png_bytes, png_url, unseen
+from .addresses import from_address
+from .carrier import Carrier, png_url, unseen
 from .kinds import CALL_ARGUMENTS, kind_of
 from .media import read_media, read_media_in_data
 from .surfaces import surface_of
-
-MAX_DEPTH: Final = 48
-"""Nesting beyond this is not looked into: it is not inspected, and refused by default."""
+from .tracked_walk import MAX_DEPTH, TrackedWalk, rebuilt, same_items
 
 _SCALARS: Final = (
     *(type(None), bool, int, float, complex, decimal.Decimal, enum.Enum, uuid.UUID),
@@ -52,28 +47,8 @@ _ROLES: Final = frozenset(
 )
 
 
-Stamp = Callable[[Any, Sequence[int]], Any]
-"""(holder, numbers of the carriers found in it) -> a copy that says what became of them."""
-
-
-def _leave(holder: Any, found: Sequence[int]) -> Any:
-    return holder
-
-
-class Walk:
-    """One pass over one value.
-
-    Args:
-        place: called with each carrier, in order; gives what stands in its place.
-        stamp: called with each holder of carriers and their numbers, counted from 0.
-    """
-
-    def __init__(self, place: Callable[[Carrier], Any], stamp: Stamp = _leave) -> None:
-        self._give = place
-        self._stamp = stamp
-        self._count = 0
-        self._loose: list[int] = []
-        self._surface: Surface = "user"
+class Walk(TrackedWalk):
+    """One pass over one value of LangChain's; see ``TrackedWalk``."""
 
     def __call__(self, value: Any) -> Any:
         """The value with every carrier replaced."""
@@ -87,28 +62,8 @@ class Walk:
             return self._place(carrier)
         return self._holding(value, self._data_items, 0)
 
-    def _place(self, carrier: Carrier) -> Any:
-        self._loose.append(self._count)
-        self._count += 1
-        return self._give(replace(carrier, surface=self._surface))
-
-    def _holding(self, holder: Any, look: Callable[[Any, int], Any], depth: int) -> Any:
-        """Look into a holder and let it say what was found directly in it."""
-        outside, self._loose = self._loose, []
-        with self._on(surface_of(holder)):
-            seen = look(holder, depth)
-        found, self._loose = self._loose, outside
-        return self._stamp(seen, found) if found else seen
-
-    @contextmanager
-    def _on(self, surface: Surface | None) -> Iterator[None]:
-        """What is found meanwhile came from this surface; None for the one it is already on."""
-        outside = self._surface
-        self._surface = surface or outside
-        try:
-            yield
-        finally:
-            self._surface = outside
+    def _surface_of(self, holder: Any) -> Surface | None:
+        return surface_of(holder)
 
     # What may stand anywhere
 
@@ -119,7 +74,7 @@ class Walk:
         if isinstance(value, _SCALARS):
             return value
         if depth > MAX_DEPTH:
-            return self._place(unseen(value, "too_deep", f"more than {MAX_DEPTH} levels", str))
+            return self._too_deep(value)
         if isinstance(value, BaseMessage):
             return self._holding(value, self._message, depth)
         if isinstance(value, Document):
@@ -130,31 +85,12 @@ class Walk:
             return self._data_dict(value, depth, opaque)
         if isinstance(value, list | tuple | set | frozenset):
             return self._data_list(value, depth, opaque)
-        return self._object(value, opaque)
+        return self._object(value, depth, opaque)
 
-    def _text(self, text: str) -> str:
-        if not is_picture_text(text):
-            return text
-        bare = text.strip()[:5].lower() != "data:"
-        source = from_base64(text.strip())
-        replaced: str = self._place(Carrier(source, text, png_base64 if bare else png_url, str))
-        return replaced
-
-    def _object(self, value: Any, opaque: bool) -> Any:
-        if isinstance(value, bytes | bytearray | memoryview):
-            if opaque and not starts_like_picture(bytes(value[:32])):
-                return value
-            return self._place(Carrier(bytes(value), value, png_bytes, str))
-        if isinstance(value, Image.Image):
-            return self._place(Carrier(value, value, _same, str))
-        if isinstance(value, np.ndarray):
-            return self._place(Carrier(value, value, np.asarray, str))
+    def _other(self, value: Any, depth: int, opaque: bool) -> Any:
         if isinstance(value, PurePath):  # no message from outside can hold one: a caller's own file
-            return self._place(Carrier(value, value, _same, str))
-        if opaque:
-            return value
-        detail = f"nobody can look into a {type(value).__name__}"
-        return self._place(unseen(value, "unknown_object", detail, str))
+            return self._own(value)
+        return super()._other(value, depth, opaque)
 
     def _data_dict(self, value: dict[Any, Any], depth: int, opaque: bool) -> Any:
         carrier = read_media_in_data(value)
@@ -182,9 +118,9 @@ class Walk:
     def _data_list(self, value: Collection[Any], depth: int, opaque: bool = False) -> Any:
         items = _as_messages(value) if isinstance(value, list) else list(value)
         seen = [self._data(item, depth + 1, opaque) for item in items]
-        if all(new is old for new, old in zip(seen, items, strict=True)):
+        if same_items(seen, items):
             return value
-        return _rebuilt(value, seen)
+        return rebuilt(value, seen)
 
     # Messages, documents, prompt values
 
@@ -214,7 +150,7 @@ class Walk:
             return replaced
         messages = prompt.to_messages()
         seen = [self._data(message, depth + 1) for message in messages]
-        if all(new is old for new, old in zip(seen, messages, strict=True)):
+        if same_items(seen, messages):
             return prompt
         if isinstance(prompt, ChatPromptValue):
             return prompt.model_copy(update={"messages": seen})
@@ -227,9 +163,9 @@ class Walk:
 
     def _blocks(self, blocks: Any, depth: int, opaque: bool = False) -> Any:
         seen = [self._block(block, depth + 1) for block in blocks]
-        if all(new is old for new, old in zip(seen, blocks, strict=True)):
+        if same_items(seen, blocks):
             return blocks
-        return _rebuilt(blocks, seen)
+        return rebuilt(blocks, seen)
 
     def _block(self, block: Any, depth: int) -> Any:
         if isinstance(block, str):
@@ -317,21 +253,9 @@ def _image_prompt(prompt: ImagePromptValue) -> Carrier:
     )
 
 
-def _same(image: Image.Image) -> Image.Image:
-    return image
-
-
 def _with_items(value: dict[Any, Any], changed: dict[Any, Any]) -> dict[Any, Any]:
     if not changed:
         return value
     other = copy.copy(value)  # a copy of the caller's own kind of dict
     other.update(changed)
     return other
-
-
-def _rebuilt(old: Any, items: list[Any]) -> Any:
-    if isinstance(old, tuple) and hasattr(old, "_make"):
-        return old._make(items)
-    if isinstance(old, list):
-        return items
-    return type(old)(items)
