@@ -59,7 +59,9 @@ def test_commands_in_the_readme_exist_with_their_options(command: str) -> None:
     program, name, *rest = shlex.split(command.partition(">")[0])
     assert program == "sightrail"
     within = rest[:1] if name == "fit" else []  # a group: its commands are the defences
-    shown = CliRunner().invoke(app, [name, *within, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    shown = CliRunner().invoke(
+        app, [name, *within, "--help"], env={"COLUMNS": "200", "TERM": "dumb"}
+    )
     assert shown.exit_code == 0, command
     for option in (word for word in rest if word.startswith("--")):
         assert option in shown.output, f"{command}: no {option}"
