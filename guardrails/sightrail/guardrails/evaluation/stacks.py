@@ -96,7 +96,16 @@ _ORDER: Final = ("VisualSafetyPrompt", "SafetyPrefix", "Casa", "Moras")
 
 DEFAULT_STACKS: Final = (
     *("bare", "prefix", "prefix+calibration", "screen", "guardalign"),
-    *("moras", "casa", "davsp", "guardalign+moras", "guardalign+davsp", "casa+prefix", "all"),
+    *(
+        "moras",
+        "casa",
+        "davsp",
+        "screen+moras",
+        "guardalign+moras",
+        "guardalign+davsp",
+        "casa+prefix",
+        "all",
+    ),
 )
 
 
