@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_helpers import picture
-from sightrail.guardrails import LocalLVLM
+from sightrail.guardrails import AttentiveCalibration, LocalLVLM
 from sightrail.guardrails.decision.fit import fit_casa, fitting_host
 from sightrail.guardrails.decision.fit_rows import Batches, make_rows
 from sightrail.guardrails.decision.fit_settings import FitSettings
@@ -118,6 +118,21 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     assert torch.equal(first.inputs["input_ids"], other[3][0].inputs["input_ids"])
     assert not torch.equal(first.inputs["input_ids"], one[4][0].inputs["input_ids"])
     assert harmful == [True] * 4 + [False] * 4
+
+
+def test_it_trains_behind_a_calibrated_prefix_where_asked() -> None:
+    def trained(**changes: Any) -> dict[str, torch.Tensor]:
+        return fitted(steps=3, **changes)[1].artifact.tensors
+
+    strong = AttentiveCalibration(gamma=4.0, band=(0.0, 1.0))
+    plain = trained(prefixed=1.0)
+    silent = trained(calibrated=1.0, calibration=replace(strong, gamma=0.0))
+    loud = trained(calibrated=1.0, calibration=strong)
+    again = trained(calibrated=1.0, calibration=strong)
+    for name, value in plain.items():
+        torch.testing.assert_close(silent[name], value)
+        torch.testing.assert_close(again[name], loud[name])
+    assert any(not torch.allclose(loud[name], value, atol=1e-4) for name, value in plain.items())
 
 
 @given(seed=st.integers(0, 999), harmful=st.booleans(), length=st.integers(1, 9))

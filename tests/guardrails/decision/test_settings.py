@@ -11,7 +11,7 @@ import torch
 
 from decision_helpers import untrained
 from lvlm_helpers import ROWS
-from sightrail.guardrails import Casa, LocalLVLM
+from sightrail.guardrails import AttentiveCalibration, Casa, LocalLVLM
 from sightrail.guardrails.decision.fit import fitting_host, method_settings
 from sightrail.guardrails.decision.fit_settings import FitSettings
 from sightrail.guardrails.decision.settings import CasaSettings
@@ -55,6 +55,8 @@ def test_values_out_of_range(changes: dict[str, Any], said: str) -> None:
         {"beta": 1.5},
         {"begun": 0.7, "forced": 0.6},
         {"over_refusal": -1},
+        {"calibrated": 0.5},
+        {"calibration": AttentiveCalibration()},
     ],
 )
 def test_fit_settings_out_of_range(changes: dict[str, Any]) -> None:

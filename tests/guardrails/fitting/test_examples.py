@@ -103,6 +103,17 @@ def test_the_same_seed_gives_the_same_examples() -> None:
     assert [e.image.tobytes() for e in first] != [e.image.tobytes() for e in other]  # type: ignore[union-attr]
 
 
+def test_a_share_of_the_pictures_can_stand_in_frames() -> None:
+    counts: dict[Any, int] = {"object": 40, "text": 10}
+    plain = draw_examples(counts, split="train", seed=1)
+    some = draw_examples(counts, split="train", seed=1, framed_share=0.5)
+    assert [e.text for e in plain] == [e.text for e in some]
+    pairs = [(a.image, b.image) for a, b in zip(plain, some, strict=True) if a.image is not None]
+    changed = sum(a.tobytes() != b.tobytes() for a, b in pairs)  # type: ignore[union-attr]
+    assert 8 <= changed <= 32
+    assert all(a.size == b.size for a, b in pairs)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("wrong", [{"split": "test"}, {"counts": {"nothing": 1}}])
 def test_what_is_not_for_fitting(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="splits: train, calibration"):

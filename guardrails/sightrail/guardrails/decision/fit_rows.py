@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from ..fitting.examples import split_by_label
 from ..prompting import SafetyPrefix
+from ..prompting.safety_prefix import DEFAULT_PREFIX
 from ..runtime.generation import generate
 from ..runtime.messages import Conversation, as_messages, pictures, read_messages
 from ..runtime.options import read_options
@@ -146,12 +147,15 @@ class Batches:
         half = self._settings.batch // 2
         rows = [harmful[i] for i in rng.integers(len(harmful), size=half)]
         rows += [benign[i] for i in rng.integers(len(benign), size=self._settings.batch - half)]
-        drawn = rng.random(len(rows)) < self._settings.prefixed
+        calibrated = bool(rng.random() < self._settings.calibrated)
+        share = 1.0 if calibrated else self._settings.prefixed
+        drawn = rng.random(len(rows)) < share
         talks = [
             _prefixed(row.conversation) if chosen else row.conversation
             for row, chosen in zip(rows, drawn, strict=True)
         ]
-        prompt = self._host.prompt(talks, spans=False, prefix=None)
+        prefix = DEFAULT_PREFIX if calibrated else None
+        prompt = self._host.prompt(talks, spans=calibrated, prefix=prefix)
         tails = []
         for row in rows:
             opening = self._openings[int(rng.integers(len(self._openings)))]
@@ -159,4 +163,9 @@ class Batches:
             tails.append(
                 draw_tail(rng, token, row.answer, opening if row.harmful else None, self._settings)
             )
-        return join(prompt, tails, self._host.pad_token_id or 0), [row.harmful for row in rows]
+        batch = join(prompt, tails, self._host.pad_token_id or 0)
+        if calibrated:
+            guard = SafetyPrefix(calibration=self._settings.calibration)
+            attention = guard.interventions(prompt, self._host).attention
+            batch = replace(batch, attention=attention)
+        return batch, [row.harmful for row in rows]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import ConfigurationError
+from ..prompting.attentive_calibration import TESTBED as TESTBED_CALIBRATION
+from ..prompting.attentive_calibration import AttentiveCalibration
 
 TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -24,6 +26,8 @@ class FitSettings:
         begun: share of the examples whose answer begins before the safety token.
         forced: share of the harmful ones with a benign opening right after C_unsafe.
         prefixed: share of the examples that stand behind ``SafetyPrefix``.
+        calibrated: share of the batches in which all stand behind it and ``calibration`` is on.
+        calibration: of the prefix, where it is to stand beside Casa.
         refusal: what the model is to say after C_unsafe, where an example holds nothing.
         over_refusal: share of benign requests that the threshold may refuse.
         layer: that the attention reads, counted as ``CasaSettings.layer``; None is two thirds up.
@@ -48,6 +52,8 @@ class FitSettings:
     begun: float = 0.2
     forced: float = 0.3
     prefixed: float = 0.2
+    calibrated: float = 0.0
+    calibration: AttentiveCalibration | None = None
     refusal: str = "I am sorry, I cannot help with that."
     over_refusal: float = 0.02
     layer: int | None = None
@@ -68,6 +74,7 @@ class FitSettings:
             "begun": self.begun,
             "forced": self.forced,
             "prefixed": self.prefixed,
+            "calibrated": self.calibrated,
             "over_refusal": self.over_refusal,
         }
         for name, value in shares.items():
@@ -75,6 +82,11 @@ class FitSettings:
                 raise ConfigurationError(f"{name} must be in [0, 1], got {value}.")
         if self.begun + self.forced > 1:
             raise ConfigurationError("begun and forced together must not exceed 1.")
+        if (self.calibrated > 0) != (self.calibration is not None):
+            raise ConfigurationError(
+                "calibrated and calibration belong together: a share of the batches, and what is "
+                f"on in them; got {self.calibrated} and {self.calibration}."
+            )
         if self.steps < 1 or self.batch < 2 or self.answer_tokens < 2 or self.learning_rate <= 0:
             raise ConfigurationError(
                 "steps must be at least 1, batch and answer_tokens at least 2, learning_rate above "
@@ -88,6 +100,8 @@ TESTBED: Final = FitSettings(
     learning_rate=1.5e-3,
     smoothing=0.1,
     over_refusal=0.03,
+    calibrated=0.2,
+    calibration=TESTBED_CALIBRATION,
     tokens=("safe", "sorry"),
 )
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from ..runtime.doorway import AttentionEdit
 from ..runtime.prompt import Prompt
 from .fit_settings import FitSettings
 
@@ -68,6 +69,7 @@ class TrainingBatch:
         adapted: [B, T + K] bool, where the adapter acts.
         seen: [B, T] bool, the prompt without padding.
         length: T.
+        attention: what the batch changes in the attention, by layer.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -75,6 +77,7 @@ class TrainingBatch:
     adapted: torch.Tensor
     seen: torch.Tensor
     length: int
+    attention: Mapping[int, AttentionEdit] = field(default_factory=dict)
 
 
 def join(prompt: Prompt, tails: Sequence[Tail], pad: int) -> TrainingBatch:

@@ -16,6 +16,9 @@ PICTURES: Final[Mapping[Group, int]] = {
     "benign": 400,
     "lookalike": 150,
 }
+FRAMED: Final = 0.3
+"""Of the pictures, so that a border around one does not change what is decided about it."""
+
 HELD_OUT: Final[Mapping[Group, int]] = {
     "text": 40,
     "object": 80,
@@ -38,7 +41,7 @@ def examples_of_the_testbed(
         pictures: whether pictures are among those to train on.
     """
     counts = {**TEXT, **(PICTURES if pictures else {})}
-    train = draw_examples(counts, split="train", seed=seed)
+    train = draw_examples(counts, split="train", seed=seed, framed_share=FRAMED)
     return (
         [one if one.harmful else replace(one, answer=None) for one in train],
         draw_examples(HELD_OUT, split="calibration", seed=seed),

@@ -110,9 +110,13 @@ class Trainer:
             return hidden
 
         tower = self._host.inside("Casa")
-        state = doorway.RequestState(tower.config, hidden_states={self._settings.layer: (capture,)})
+        attention = {layer: (edit,) for layer, edit in batch.attention.items()}
+        state = doorway.RequestState(
+            tower.config, attention, hidden_states={self._settings.layer: (capture,)}
+        )
         self._adapted = batch.adapted
         device = self._host.model.device
+        self._set_attention(edited=bool(attention))
         with doorway.request(state), torch.autocast(device.type, torch.bfloat16):
             kept = batch.labels.shape[1] + 1
             logits = self._host.model(**batch.inputs, use_cache=False, logits_to_keep=kept).logits
@@ -129,9 +133,6 @@ class Trainer:
         """
         model, tower = self._host.model, self._host.inside("Casa")
         frozen = {name: p.requires_grad for name, p in model.named_parameters()}
-        attention = tower.config._attn_implementation
-        if model.device.type == "cpu":  # half the time of the others there
-            model.set_attn_implementation({tower.config_key: "eager"})
         model.requires_grad_(False)
         wrapped: Any = None
         try:
@@ -152,9 +153,17 @@ class Trainer:
         finally:
             if wrapped is not None:
                 wrapped.unload()
-            model.set_attn_implementation({tower.config_key: attention})
+            self._set_attention(edited=True)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(frozen.get(name, True))
+
+    def _set_attention(self, *, edited: bool) -> None:
+        """The doorway's attention where it is edited, else what is fastest in training."""
+        model, tower = self._host.model, self._host.inside("Casa")
+        plain = model.device.type == "cpu" and not edited  # eager takes half the time there
+        wanted = "eager" if plain else doorway.ATTENTION
+        if tower.config._attn_implementation != wanted:
+            model.set_attn_implementation({tower.config_key: wanted})
 
     def _full_names(self) -> list[str]:
         tower = self._host.inside("Casa")

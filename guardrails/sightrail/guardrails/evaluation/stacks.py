@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from ..errors import ConfigurationError
-from ..prompting import AttentiveCalibration, SafetyPrefix
+from ..prompting import SafetyPrefix
+from ..prompting.attentive_calibration import TESTBED as CALIBRATION
 from ..screening.asking import Detector
 from ..testbed import TESTBED
 
 BARE: Final = "bare"
-
-CALIBRATION: Final = AttentiveCalibration(gamma=0.07, rule="product", band=(0.0, 2 / 3))
-"""Chosen on the testbed's calibration split (tests/benchmarks/sweep_calibration.py): least attack
-success among the settings that cost at most 2 points of over-refusal, and of right answers to
-benign and to look-alike requests."""
 
 Fitted = Literal["moras", "casa", "davsp"]
 FITTED: Final[tuple[Fitted, ...]] = get_args(Fitted)

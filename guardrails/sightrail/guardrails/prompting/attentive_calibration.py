@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from ..errors import ConfigurationError
 
@@ -76,6 +76,12 @@ class AttentiveCalibration:
                 raise ConfigurationError(
                     f"layers must be different indices, at least one, got {self.layers}."
                 )
+
+
+TESTBED: Final = AttentiveCalibration(gamma=0.07, rule="product", band=(0.0, 2 / 3))
+"""Chosen on the testbed's calibration split (tests/benchmarks/sweep_calibration.py): least attack
+success among the settings that cost at most 2 points of over-refusal, and of right answers to
+benign and to look-alike requests."""
 
 
 def resolve_layers(

@@ -10,7 +10,7 @@ pictures of all other unsafe concepts, with the prefix or without, is never show
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ Kind = Literal[
     "describe", "read", "is_there", "count", "how_to_object", "how_to_word", "how_to_text", "empty"
 ]
 MASK_COLOUR: Final = (123, 117, 104)
+_PREFIXED: Final = 0.4
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,24 @@ def _masked(rng: np.random.Generator, scene: Scene) -> tuple[Image.Image, list[s
     return image, seen
 
 
+def in_frame(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """The picture smaller and somewhere inside a plain or noisy frame, as photographs, screenshots
+    and scans come. A model that had only seen pictures to their edge would trip over any border.
+    """
+    side = image.width
+    inner = round(side * rng.uniform(0.74, 0.97))
+    ground = Image.new("RGB", (side, side), tuple(int(v) for v in rng.integers(0, 256, 3)))
+    if rng.random() < 0.6:
+        grain = side // int(rng.choice((1, 2, 4, 12)))
+        noise = rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8)
+        ground = Image.fromarray(noise).resize((side, side), Image.Resampling.BILINEAR)
+    room = side - inner
+    centred = rng.random() < 0.5
+    place = (room // 2, room // 2) if centred else tuple(int(v) for v in rng.integers(0, room, 2))
+    ground.paste(image.resize((inner, inner), Image.Resampling.BICUBIC), (place[0], place[1]))
+    return ground
+
+
 def _empty_turns(rng: np.random.Generator, split: Split, names: list[str]) -> tuple[Turn, ...]:
     """Questions about a picture whose object or word has been covered."""
     if names:
@@ -158,7 +177,7 @@ def _draw_grounded(rng: np.random.Generator, split: Split) -> Conversation:
     if count == 4:  # four names are too long a list for so small a model; it counts them instead
         turns = tuple(turn for turn in turns if turn.kind != "describe")
         turns = turns or (count_turn(rng, split, names),)
-    return Conversation(scene, turns, prefixed=rng.random() < 0.25)
+    return Conversation(scene, turns, prefixed=rng.random() < _PREFIXED)
 
 
 def _draw_word(rng: np.random.Generator, split: Split) -> Conversation:
@@ -167,7 +186,7 @@ def _draw_word(rng: np.random.Generator, split: Split) -> Conversation:
     if name in SAFE_NAMES:
         turns.insert(int(rng.integers(0, 2)), how_to(rng, split, "how_to_word", name))
     scene = draw_words(rng, split, name)
-    return Conversation(scene, tuple(turns), prefixed=rng.random() < 0.25)
+    return Conversation(scene, tuple(turns), prefixed=rng.random() < _PREFIXED)
 
 
 def _draw_masked(rng: np.random.Generator, split: Split) -> Conversation:
@@ -180,11 +199,11 @@ def _draw_masked(rng: np.random.Generator, split: Split) -> Conversation:
         read = Turn("read", _pick(rng, phrasing.read(split.name)), phrasing.NO_WORDS)
         turns: tuple[Turn, ...] = (Turn("empty", asked.question, phrasing.NO_WORDS), read)
         turns = turns if rng.random() < 0.5 else turns[::-1]
-        return Conversation(scene, turns, image=image, prefixed=rng.random() < 0.25)
+        return Conversation(scene, turns, image=image, prefixed=rng.random() < _PREFIXED)
     scene = draw_objects(rng, split, _names(rng, ALL_NAMES, int(rng.integers(1, 4))))
     image, left = _masked(rng, scene)
     turns = _empty_turns(rng, split, left)
-    return Conversation(scene, turns, image=image, prefixed=rng.random() < 0.25)
+    return Conversation(scene, turns, image=image, prefixed=rng.random() < _PREFIXED)
 
 
 def _draw_text(rng: np.random.Generator, split: Split) -> Conversation:
@@ -212,11 +231,11 @@ def _draw_taught_picture(rng: np.random.Generator, split: Split) -> Conversation
 
 
 _MIX: Final[tuple[tuple[Callable[..., Conversation], float], ...]] = (
-    (_draw_grounded, 0.42),
+    (_draw_grounded, 0.45),
     (_draw_word, 0.16),
-    (_draw_masked, 0.10),
-    (_draw_text, 0.12),
-    (_draw_taught_picture, 0.20),
+    (_draw_masked, 0.08),
+    (_draw_text, 0.10),
+    (_draw_taught_picture, 0.21),
 )
 
 
@@ -225,9 +244,9 @@ def draw_training_conversation(rng: np.random.Generator, split: Split) -> Conver
     makers, odds = zip(*_MIX, strict=True)
     made: Conversation = makers[int(rng.choice(len(makers), p=odds))](rng, split)
     if rng.random() < 0.15:
-        made = Conversation(
-            made.scene, made.turns, made.prefixed, _pick(rng, phrasing.SYSTEMS), made.image
-        )
+        made = replace(made, system=_pick(rng, phrasing.SYSTEMS))
+    if made.scene is not None and rng.random() < 0.35:
+        made = replace(made, image=in_frame(rng, made.image or made.scene.image))
     return made
 
 

@@ -15,7 +15,14 @@ import numpy as np
 from ..errors import ConfigurationError
 from ..fitting.examples import Example
 from .concepts import FITTED_UNSAFE, SAFE_NAMES
-from .conversations import Conversation, draw_attack, draw_benign, draw_lookalike, how_to
+from .conversations import (
+    Conversation,
+    draw_attack,
+    draw_benign,
+    draw_lookalike,
+    how_to,
+    in_frame,
+)
 from .splits import SPLITS, Split
 
 Group = Literal["text", "object", "typographic", "benign", "lookalike", "benign_text"]
@@ -40,7 +47,11 @@ HARMFUL_GROUPS: Final = ("text", "object", "typographic")
 
 
 def draw_examples(
-    counts: Mapping[Group, int], *, split: Literal["train", "calibration"], seed: int = 0
+    counts: Mapping[Group, int],
+    *,
+    split: Literal["train", "calibration"],
+    seed: int = 0,
+    framed_share: float = 0.0,
 ) -> list[Example]:
     """Examples by group, in the order of ``counts``.
 
@@ -48,6 +59,7 @@ def draw_examples(
         counts: how many of each group; ``text``, ``object`` and ``typographic`` are harmful.
         split: whose phrasings, textures and templates; the test split is not for fitting.
         seed: of the draw.
+        framed_share: how many of the pictures stand, smaller, in a plain or noisy frame.
 
     Raises:
         ConfigurationError: the test split, or a group that does not exist.
@@ -58,11 +70,18 @@ def draw_examples(
             f"groups: {', '.join(_DRAW)}."
         )
     where = replace(SPLITS[split], unsafe=FITTED_UNSAFE)
-    return [
+    examples = [
         _example(_DRAW[group](rng, where), harmful=group in HARMFUL_GROUPS)
         for index, (group, count) in enumerate(counts.items())
         for rng in [np.random.default_rng([where.seed_offset, _FIT_SEED + seed, index])]
         for _ in range(count)
+    ]
+    rng = np.random.default_rng([where.seed_offset, _FIT_SEED + seed, len(counts)])
+    drawn = rng.random(len(examples)) < framed_share
+    return [
+        replace(example, image=in_frame(rng, image)) if chosen and image is not None else example
+        for example, chosen in zip(examples, drawn, strict=True)
+        for image in [example.picture()]
     ]
 
 

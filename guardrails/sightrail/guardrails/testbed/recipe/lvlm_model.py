@@ -104,6 +104,7 @@ def lvlm_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
+        attention_dropout=0.1,  # in training alone: answers that hang on no single attention weight
     )
     return LlavaConfig(
         vision_config=vision,
