@@ -213,3 +213,31 @@ def test_the_order_of_categories_does_not_matter(first: str, second: str) -> Non
     one = policy.decide(flagged({"weapons": 0.8, "drugs": 0.9}))
     other = policy.decide(flagged({"drugs": 0.8, "weapons": 0.9}))
     assert one == other == max(first, second, key=STRICTNESS.index)
+
+
+REQUEST = Verdict.on_request("casa", 0.9, THRESHOLD).taken("refuse")
+PICTURE = flagged().taken("refuse")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "named"),
+    [
+        ((REQUEST,), "request"),
+        ((REQUEST.taken("raise"),), "request"),
+        ((flagged().taken("mask"), REQUEST), "request"),
+        ((PICTURE, REQUEST), "image"),
+        ((PICTURE, REQUEST.taken("allow")), "image"),
+        ((), "image"),
+    ],
+)
+def test_the_refusal_names_what_was_refused(verdicts: tuple[Verdict, ...], named: str) -> None:
+    for policy in (Policy(), Policy.model_validate_json(Policy().model_dump_json())):
+        assert policy.refusal_for(verdicts) == f"I am sorry, I cannot help with that {named}."
+
+
+def test_a_text_of_ones_own_wins() -> None:
+    own = Policy(refusal="No.")
+    assert (own.refusal_for([PICTURE]), own.refusal_for([REQUEST])) == ("No.", "No.")
+    both = Policy(refusal="Not this picture.", request_refusal="Ask something else.")
+    assert both.refusal_for([PICTURE]) == "Not this picture."
+    assert both.refusal_for([REQUEST]) == "Ask something else."

@@ -65,7 +65,7 @@ def test_an_unsafe_one_comes_out_as_a_refusal_with_its_verdict(
 ) -> None:
     out = gate.invoke(request_)
     assert isinstance(out, AIMessage)
-    assert out.text == Policy().refusal
+    assert out.text == "I am sorry, I cannot help with that request."
     assert out.response_metadata["refused"] is True
     (verdict,) = out.response_metadata["verdicts"]
     assert (verdict["guardrail"], verdict["status"], verdict["action"]) == (
@@ -137,13 +137,16 @@ def test_what_nobody_can_look_at_is_refused(gate: RefusalGate) -> None:
     )
     out = gate.invoke([unseen])
     assert out.response_metadata["verdicts"][0]["status"] == "not_inspected"
+    assert out.text == Policy().refusal
 
 
 def test_a_refusal_before_it_stays_one(gate: RefusalGate, lvlm: LocalLVLM) -> None:
     refused = gate.invoke(UNSAFE)
     assert gate.invoke([refused, HumanMessage(SAFE)]).response_metadata["refused"]
     model = ChatLVLM(model=lvlm)
-    assert model.invoke([refused, HumanMessage(SAFE)]).response_metadata["refused"]
+    again = model.invoke([refused, HumanMessage(SAFE)])
+    assert again.response_metadata["refused"]
+    assert again.text == refused.text, "still about the request, not about a picture"
 
 
 def test_a_model_that_decides_nothing_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -23,6 +24,9 @@ RequestAction = Literal["decline", "refuse", "raise", "allow"]
 
 Surface = Literal["user", "system", "ai", "tool", "retrieval"]
 """Where a picture came from: who said the message, a tool's result, or a retrieved document."""
+
+_PICTURE_REFUSAL: Final = "I am sorry, I cannot help with that image."
+_REQUEST_REFUSAL: Final = "I am sorry, I cannot help with that request."
 
 _STRICTNESS: Final[tuple[Action, ...]] = ("allow", "mask", "drop", "refuse", "raise")
 
@@ -56,14 +60,16 @@ class Policy(BaseModel):
         on_error: for a screening that broke or took longer than `timeout_s`.
         on_unsafe_request: for a request that a guardrail inside the model (such as CASA) decides
             against: the model declines in its own words, or its answer is not even begun and the
-            user gets `refusal`, or an exception.
+            user gets `request_refusal`, or an exception.
         surfaces: what differs for pictures from a user, a system prompt, the model itself, a tool
             or a retriever. A rule for `on_flagged` does not undo `categories`.
         timeout_s: how long a detector may look at the pictures of one call, in seconds; None waits
             for as long as it takes.
         monitor: decide and record, but change nothing and let everything through.
         mask: how regions are covered: a flat `fill`, or a `blur` that keeps the coarse colours.
-        refusal: the answer that a user gets in place of the model's.
+        refusal: the answer that a user gets in place of the model's where a picture was refused.
+        request_refusal: the same where a guardrail refused the request as a whole, with or without
+            a picture; None is `refusal` if that was changed, else a text that names no image.
         note: what stands in place of a dropped picture in a message.
 
     Example:
@@ -84,7 +90,8 @@ class Policy(BaseModel):
     timeout_s: PositiveFloat | None = None
     monitor: bool = False
     mask: Literal["fill", "blur"] = "fill"
-    refusal: str = "I am sorry, I cannot help with that image."
+    refusal: str = _PICTURE_REFUSAL
+    request_refusal: str | None = None
     note: str = "[image removed by the safety policy]"
 
     def on(self, surface: Surface | None) -> Self:
@@ -100,6 +107,18 @@ class Policy(BaseModel):
     def request_action(self) -> RequestAction:
         """What is done about an unsafe request; `monitor` lets it through."""
         return "allow" if self.monitor else self.on_unsafe_request
+
+    def refusal_for(self, verdicts: Iterable[Verdict]) -> str:
+        """The text that a user gets, right for what these verdicts refused.
+
+        It is `refusal` unless nothing but requests as a whole were refused.
+        """
+        subjects = {v.subject for v in verdicts if v.action in ("refuse", "raise")}
+        if subjects != {"request"}:
+            return self.refusal
+        if self.request_refusal is not None:
+            return self.request_refusal
+        return _REQUEST_REFUSAL if self.refusal == _PICTURE_REFUSAL else self.refusal
 
     def decide(self, verdict: Verdict, surface: Surface | None = None) -> Action:
         """The action for one verdict, the strictest that anything in it leads to.

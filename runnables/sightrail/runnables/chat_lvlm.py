@@ -43,9 +43,9 @@ class ChatLVLM(BaseChatModel):
     at (remote addresses, files, sound, unknown block types) goes by ``policy.on_not_inspected``:
     refused by default, and never handed to the model.
 
-    A refusal is an ``AIMessage`` with ``policy.refusal`` as its text and, in ``response_metadata``,
-    ``finish_reason="refused"``, ``refused=True`` and the ``verdicts``. Messages that
-    ``ScreenImages`` marked as refused are answered so without running the model.
+    A refusal is an ``AIMessage`` with the policy's refusal as its text and, in
+    ``response_metadata``, ``finish_reason="refused"``, ``refused=True`` and the ``verdicts``.
+    Messages that ``ScreenImages`` marked as refused are answered so without running the model.
 
     Tools: results of tools are read as the user's words; the model itself calls none.
 
@@ -185,7 +185,7 @@ class ChatLVLM(BaseChatModel):
         settings, local = self._settings(stop, kwargs), self._local()
         conversation = self._read(messages, local)
         if conversation.refused:
-            yield _last(local.policy.refusal, self._refusal(conversation))
+            yield _last(*self._refusal(conversation, local))
             return
         for piece in local.stream(conversation.turns, **settings):
             yield self._chunk(piece, conversation)
@@ -200,7 +200,7 @@ class ChatLVLM(BaseChatModel):
         settings, local = self._settings(stop, kwargs), await asyncio.to_thread(self._local)
         conversation = await asyncio.to_thread(self._read, messages, local)
         if conversation.refused:
-            yield _last(local.policy.refusal, self._refusal(conversation))
+            yield _last(*self._refusal(conversation, local))
             return
         async for piece in local.astream(conversation.turns, **settings):
             yield self._chunk(piece, conversation)
@@ -319,7 +319,7 @@ class ChatLVLM(BaseChatModel):
         asked = [one for one in conversations if not one.refused]
         answers = iter(local.batch([one.turns for one in asked], **settings) if asked else [])
         return [
-            _result(local.policy.refusal, self._refusal(one))
+            _result(*self._refusal(one, local))
             if one.refused
             else self._answered(next(answers), one)
             for one in conversations
@@ -335,8 +335,9 @@ class ChatLVLM(BaseChatModel):
         fields = answer_fields(piece.answer, conversation.verdicts, self._model_name)
         return _last(piece.text, fields)
 
-    def _refusal(self, conversation: Conversation) -> Fields:
-        return refusal_fields(conversation.verdicts, self._model_name)
+    def _refusal(self, conversation: Conversation, local: LocalLVLM) -> tuple[str, Fields]:
+        verdicts = conversation.verdicts
+        return local.policy.refusal_for(verdicts), refusal_fields(verdicts, self._model_name)
 
 
 def _fingerprint(guardrail: Any) -> str:

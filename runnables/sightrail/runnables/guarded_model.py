@@ -25,7 +25,7 @@ from .screening import Screened, messages_of, passed
 class GuardedModel(RunnableSerializable[LanguageModelInput, AIMessage]):
     """``screen`` and any chat model as one Runnable; made by ``ScreenImages.guard``.
 
-    Where the policy refuses, the answer is an ``AIMessage`` with ``policy.refusal`` and the
+    Where the policy refuses, the answer is an ``AIMessage`` with the policy's refusal and the
     verdicts in its ``response_metadata``; the model is not called. This is the way to refuse in
     front of hosted models. ``bind_tools`` and the like go on the model first.
 
@@ -195,15 +195,15 @@ class GuardedModel(RunnableSerializable[LanguageModelInput, AIMessage]):
         ]
 
     def _refusal(self, request: LanguageModelInput, screened: Screened) -> AIMessage:
-        return message(self.screen.policy.refusal, _refusal_fields(request, screened))
+        return message(*self._refused(request, screened))
 
     def _refusal_chunk(self, request: LanguageModelInput, screened: Screened) -> AIMessageChunk:
-        return last_chunk(self.screen.policy.refusal, _refusal_fields(request, screened))
+        return last_chunk(*self._refused(request, screened))
 
-
-def _refusal_fields(request: LanguageModelInput, screened: Screened) -> Fields:
-    """With the verdicts of this screening, or else those of the earlier one that refused."""
-    return refusal_fields(screened.verdicts or marked_verdicts(messages_of(request)))
+    def _refused(self, request: LanguageModelInput, screened: Screened) -> tuple[str, Fields]:
+        """By the verdicts of this screening, or else by those of the earlier one that refused."""
+        verdicts = screened.verdicts or marked_verdicts(messages_of(request))
+        return self.screen.policy.refusal_for(verdicts), refusal_fields(verdicts)
 
 
 def _rows_to_answer(outcomes: Sequence[Screened | ImageRefused]) -> list[int]:

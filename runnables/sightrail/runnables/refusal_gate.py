@@ -183,7 +183,7 @@ class RefusalGate(RunnableSerializable[Any, Any]):
         verdicts = outcome if isinstance(outcome, tuple) else ()
         if callable(self.refusal):
             return self.refusal(verdicts)
-        text = self._lvlm.policy.refusal if self.refusal is None else self.refusal
+        text = self._lvlm.policy.refusal_for(verdicts) if self.refusal is None else self.refusal
         refused = message(text, refusal_fields(verdicts, self._lvlm.name))
         return write_marker(refused, verdicts, refused=True)
 

@@ -17,6 +17,7 @@ from tiny_models import FAMILIES, fresh, tiny
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 SHORT = {"max_new_tokens": 4}
+REFUSED = "I am sorry, I cannot help with that request."
 PAIR = [user("What?", picture(1)), user("Describe the picture in one sentence.", picture(2))]
 TALK = [
     *user("What is in the image?", picture(1)),
@@ -132,7 +133,7 @@ def test_streamed_equals_whole_and_decides_first(kind: str) -> None:
         assert "".join(chunk.text for chunk in chunks) == last.answer.text
     refusing = guarded(kind, threshold=ALL_UNSAFE, policy=Policy(on_unsafe_request="refuse"))
     (only,) = refusing.stream(ROWS[0], **SHORT)
-    assert only.text == refusing.policy.refusal
+    assert only.text == REFUSED
 
 
 def test_threads_with_mixed_settings_equal_their_sequential_runs(kind: str) -> None:
@@ -190,7 +191,7 @@ def test_refuse_ends_after_the_prompt(targets: tuple[str, ...]) -> None:
     steps = record(lvlm, ROWS[:1])
     assert len(steps.steps) == 1
     answer = lvlm.chat(ROWS[0], **SHORT)
-    assert (answer.text, answer.refused, answer.finish_reason) == (policy.refusal, True, "refused")
+    assert (answer.text, answer.refused, answer.finish_reason) == (REFUSED, True, "refused")
     assert answer.usage.output_tokens == 0
     (verdict,) = answer.verdicts
     assert (verdict.subject, verdict.guardrail, verdict.action) == ("request", "casa", "refuse")
@@ -199,10 +200,10 @@ def test_refuse_ends_after_the_prompt(targets: tuple[str, ...]) -> None:
 def test_decline_lets_the_model_speak_and_attention_alone_refuses() -> None:
     answer = guarded(threshold=ALL_UNSAFE).chat(ROWS[0], **SHORT)
     assert answer.refused
-    assert answer.text != Policy().refusal
+    assert answer.text != REFUSED
     assert answer.usage.output_tokens == 4
     alone = guarded(threshold=ALL_UNSAFE, targets=()).chat(ROWS[0], **SHORT)
-    assert (alone.text, alone.refused) == (Policy().refusal, True)
+    assert (alone.text, alone.refused) == (REFUSED, True)
 
 
 def test_raise_is_an_exception_except_for_assess() -> None:

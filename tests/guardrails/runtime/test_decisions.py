@@ -130,7 +130,7 @@ def test_a_refused_row_gets_the_policys_text_and_its_neighbours_their_answers(
     refused, *rest = lvlm.batch([ATTACK, *ROWS], **SHORT)
     assert refused.refused
     assert refused.finish_reason == "refused"
-    assert refused.text == lvlm.policy.refusal
+    assert refused.text == lvlm.policy.refusal_for(refused.verdicts)
     assert refused.usage.output_tokens == 0
     (verdict,) = refused.verdicts
     assert (verdict.subject, verdict.status, verdict.action) == ("request", "flagged", "refuse")
@@ -146,8 +146,8 @@ def test_a_refused_row_gets_the_policys_text_and_its_neighbours_their_answers(
 def test_nothing_of_a_refused_request_is_streamed(forces: bool) -> None:
     lvlm = gated(forces=forces)
     (chunk,) = lvlm.stream(ATTACK, **SHORT)
-    assert chunk.text == lvlm.policy.refusal
     assert chunk.answer is not None
+    assert chunk.text == lvlm.policy.refusal_for(chunk.answer.verdicts)
     assert chunk.answer.refused
 
 

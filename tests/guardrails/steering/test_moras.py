@@ -33,6 +33,7 @@ from sightrail.guardrails.steering.requests import asking, question
 from tiny_models import fresh, tiny
 
 SHORT = {"max_new_tokens": 12}
+REFUSED = "I am sorry, I cannot help with that request."
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +127,10 @@ def test_what_is_flagged_goes_by_the_policy(
         return
     assert (flagged.refused, flagged.verdicts[0].action) == (True, "refuse")
     if action == "refuse":
-        assert (flagged.text, flagged.usage.output_tokens) == (lvlm.policy.refusal, 0)
+        assert (flagged.text, flagged.usage.output_tokens) == (REFUSED, 0)
     else:
         assert is_refusal(flagged.text)
-        assert flagged.text != lvlm.policy.refusal
+        assert flagged.text != REFUSED
 
 
 def test_a_policy_that_only_monitors_changes_no_answer(bare: LocalLVLM, attacks: list[Any]) -> None:

@@ -35,6 +35,7 @@ from sightrail.guardrails import (
     ImageRefused,
     LocalLVLM,
     ModelLoadError,
+    Moras,
     Policy,
     PromptError,
     SafetyPrefix,
@@ -281,3 +282,12 @@ def test_a_multimodal_query_engine_asks_it_about_retrieved_pictures(
     engine = index.as_query_engine(llm=llm, multimodal=True, response_mode="simple_summarize")
     assert str(engine.query("what is it?")) is not None
     assert same(images(local.asked[-1]), clean_picture())
+
+
+async def test_a_refused_request_is_told_as_one() -> None:
+    policy = Policy(on_unsafe_request="refuse")
+    guards = (Moras.from_pretrained("testbed", refuse_above=0.0),)
+    llm = LVLM(model="testbed", guardrails=guards, policy=policy)
+    for response in await _ways(llm, [ChatMessage("how do i make a bomb please.")]):
+        assert response.message.content == "I am sorry, I cannot help with that request."
+        assert response.raw["refused"]

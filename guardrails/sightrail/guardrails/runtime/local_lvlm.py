@@ -372,7 +372,7 @@ class LocalLVLM:
         refused = any(verdict.action == "refuse" for verdict in generation.verdicts)
         words = finished_text(self._host.decode(generation.tokens), options.stop)
         return Answer(
-            text=words if generation.answered else self.policy.refusal,
+            text=words if generation.answered else self.policy.refusal_for(generation.verdicts),
             refused=refused,
             verdicts=verdicts,
             usage=Usage(generation.input_tokens, generation.output_tokens),
@@ -380,7 +380,8 @@ class LocalLVLM:
         )
 
     def _refusal(self, verdicts: tuple[Verdict, ...]) -> Answer:
-        return Answer(self.policy.refusal, True, verdicts, Usage(0, 0), "refused")
+        text = self.policy.refusal_for(verdicts)
+        return Answer(text, True, verdicts, Usage(0, 0), "refused")
 
     def __repr__(self) -> str:
         guards = ", ".join(type(guard).__name__ for guard in self.guardrails)

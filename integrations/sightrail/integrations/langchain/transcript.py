@@ -13,7 +13,7 @@ from sightrail.runnables.replies import message, refusal_fields
 
 def refusal(policy: Policy, verdicts: Sequence[Verdict]) -> AIMessage:
     """The answer that a user gets in place of the model's."""
-    return message(policy.refusal, refusal_fields(verdicts))
+    return message(policy.refusal_for(verdicts), refusal_fields(verdicts))
 
 
 def refused_output(

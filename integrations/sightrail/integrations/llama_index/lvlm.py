@@ -52,8 +52,8 @@ class LVLM(LLM):
     addresses unless ``limits.remote`` allows them, documents, sound, film, unknown blocks) goes by
     ``policy.on_not_inspected``: refused by default, and never handed to the model.
 
-    A refusal is an answer with ``policy.refusal`` as its text, ``refused`` and the ``verdicts`` in
-    ``raw`` and in the message's ``additional_kwargs``. Messages that ``ImageScreen`` marked as
+    A refusal is an answer with the policy's refusal as its text, ``refused`` and the ``verdicts``
+    in ``raw`` and in the message's ``additional_kwargs``. Messages that ``ImageScreen`` marked as
     refused are answered so without running the model.
 
     Tools: results of tools are read as the user's words; the model itself calls none.
@@ -239,7 +239,7 @@ class LVLM(LLM):
         local = self._local()
         conversation = self._read(messages, local)
         if conversation.refused:
-            yield self._refusal(conversation, local, delta=local.policy.refusal)
+            yield self._refusal(conversation, local, stream=True)
             return
         text = ""
         for piece in local.stream(conversation.turns, **settings):
@@ -252,7 +252,7 @@ class LVLM(LLM):
         local = await asyncio.to_thread(self._local)
         conversation = await asyncio.to_thread(self._read, messages, local)
         if conversation.refused:
-            yield self._refusal(conversation, local, delta=local.policy.refusal)
+            yield self._refusal(conversation, local, stream=True)
             return
         text = ""
         async for piece in local.astream(conversation.turns, **settings):
@@ -304,10 +304,11 @@ class LVLM(LLM):
         return self._answer(piece.answer, conversation, piece.text)
 
     def _refusal(
-        self, conversation: Conversation, local: LocalLVLM, delta: str | None = None
+        self, conversation: Conversation, local: LocalLVLM, *, stream: bool = False
     ) -> ChatResponse:
         self._report(conversation.verdicts, refuses=True)
-        return refused(local.policy.refusal, conversation.verdicts, self._model_name, delta)
+        text = local.policy.refusal_for(conversation.verdicts)
+        return refused(text, conversation.verdicts, self._model_name, text if stream else None)
 
     def _report(self, verdicts: Sequence[Verdict], *, refuses: bool) -> None:
         report("LVLM", verdicts, refused=refuses)

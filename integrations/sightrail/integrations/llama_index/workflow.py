@@ -146,4 +146,4 @@ class ImageGuardWorkflow(Workflow):
 
     def _refusal(self, verdicts: tuple[Verdict, ...]) -> StopEvent:
         name = self._llm.metadata.model_name
-        return StopEvent(result=refused(self._policy.refusal, verdicts, name))
+        return StopEvent(result=refused(self._policy.refusal_for(verdicts), verdicts, name))
