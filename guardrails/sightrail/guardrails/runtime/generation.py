@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -73,7 +73,7 @@ def generate(
     interventions: Sequence[Interventions] = (),
     tower: TextTower | None = None,
     streamer: TokenQueue | None = None,
-    cancel: threading.Event | None = None,
+    cancel: Collection[threading.Event] = (),
     decide_only: bool = False,
 ) -> list[Generation]:
     """Generate for every row of a prompt.
@@ -87,7 +87,7 @@ def generate(
         interventions: what the request's guardrails do inside the model.
         tower: the model's text tower, where they need it.
         streamer: gets every token of a single row.
-        cancel: set from another thread, it ends the run after the token at work.
+        cancel: any of these, once set, ends the run after the token at work.
         decide_only: end as soon as every guardrail has decided.
 
     Raises:
@@ -215,12 +215,12 @@ def _joined(edits: Sequence[Mapping[K, E]]) -> dict[K, tuple[E, ...]]:
 
 
 def _criteria(
-    options: GenerationOptions, begin: int, decode: Decode, cancel: threading.Event | None
+    options: GenerationOptions, begin: int, decode: Decode, cancel: Collection[threading.Event]
 ) -> list[StoppingCriteria]:
     criteria: list[StoppingCriteria] = []
     if options.stop:
         criteria.append(StopAtText(options.stop, begin, decode))
-    if cancel is not None:
+    if cancel:
         criteria.append(Cancelled(cancel))
     return criteria
 

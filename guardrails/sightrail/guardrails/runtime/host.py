@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ class Host:
         prompts: builds its prompts.
         policy: what a decision against a request leads to.
         tower: its text tower, where a guardrail asked for the inside of the model.
+        cancel: of the request at work: set once nobody waits for its answer any more. A guardrail
+            that calls the model itself ends its calls then, and raises ``Abandoned``.
     """
 
     model: Any
@@ -36,6 +39,7 @@ class Host:
     prompts: PromptBuilder
     policy: Policy
     tower: TextTower | None = None
+    cancel: threading.Event | None = None
 
     def prompt(
         self, conversations: Sequence[Conversation], *, spans: bool, prefix: str | None

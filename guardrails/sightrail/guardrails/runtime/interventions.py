@@ -84,7 +84,8 @@ class ModelGuardrail(Protocol):
 
     ``check`` runs once, when the guardrail is put on a model; ``interventions`` once per batch.
     ``host.tower`` is there only if ``needs`` holds something of ``INSIDE``. A guardrail that needs
-    ``"linear"`` has an attribute ``linear_names``: the maps it edits.
+    ``"linear"`` has an attribute ``linear_names``: the maps it edits. One that calls the model
+    before the answer heeds ``host.cancel``.
     """
 
     @property

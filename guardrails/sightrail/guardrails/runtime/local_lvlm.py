@@ -36,7 +36,7 @@ from .options import GenerationOptions, read_options
 from .pixel_parity import seen_by
 from .prompt import Prompt, PromptBuilder
 from .screening_step import Screened, decode_pictures, screen_pictures
-from .stopping import finished_text, showable_text
+from .stopping import Abandoned, finished_text, showable_text
 from .streaming import StreamEnd, TokenQueue, stream_tokens
 
 if TYPE_CHECKING:
@@ -207,7 +207,9 @@ class LocalLVLM:
         settings = read_options(**options)
         return self._answer_all([read_messages(one) for one in messages], settings)
 
-    def stream(self, messages: Messages, **options: Any) -> Generator[AnswerChunk, None, None]:
+    def stream(
+        self, messages: Messages, *, cancel: threading.Event | None = None, **options: Any
+    ) -> Generator[AnswerChunk, None, None]:
         """Answer one conversation piece by piece.
 
         Generation runs in a thread that ends when the iterator is closed early. Everything up to
@@ -215,6 +217,8 @@ class LocalLVLM:
 
         Args:
             messages: as for :meth:`chat`.
+            cancel: once set, from any thread, the stream ends after the token at work, even if that
+                is a guardrail's own, from before the answer.
             options: as for :meth:`chat`; one beam only.
 
         Raises:
@@ -227,7 +231,7 @@ class LocalLVLM:
             yield AnswerChunk(answer.text, answer)
             return
         prompt = self._prompt([screened.conversation])
-        yield from self._stream(prompt, screened.verdicts, settings)
+        yield from self._stream(prompt, screened.verdicts, settings, cancel or threading.Event())
 
     def assess(self, messages: Messages) -> tuple[Verdict, ...]:
         """What the guardrails say about a conversation, without an answer.
@@ -272,7 +276,8 @@ class LocalLVLM:
         self, messages: Messages, **options: Any
     ) -> AsyncGenerator[AnswerChunk, None]:
         """:meth:`stream`, each step in a worker thread."""
-        chunks = _Steps(self.stream(messages, **options))
+        cancel = threading.Event()
+        chunks = _Steps(self.stream(messages, cancel=cancel, **options), cancel)
         try:
             while (chunk := await asyncio.to_thread(chunks.next)) is not None:
                 yield chunk
@@ -327,25 +332,30 @@ class LocalLVLM:
         *,
         decide_only: bool = False,
     ) -> list[Generation]:
+        host = replace(self._host, cancel=cancel)
         return generate(
             self.model,
             prompt,
             options,
             decode=self._host.decode,
             pad_token_id=self._host.pad_token_id,
-            interventions=[g.interventions(prompt, self._host) for g in self._guards.inner],
+            interventions=[guard.interventions(prompt, host) for guard in self._guards.inner],
             tower=self._host.tower,
             streamer=streamer,
-            cancel=cancel,
+            cancel=[] if cancel is None else [cancel],
             decide_only=decide_only,
         )
 
     def _stream(
-        self, prompt: Prompt, verdicts: tuple[Verdict, ...], options: GenerationOptions
+        self,
+        prompt: Prompt,
+        verdicts: tuple[Verdict, ...],
+        options: GenerationOptions,
+        cancel: threading.Event,
     ) -> Generator[AnswerChunk, None, None]:
         tokens: list[int] = []
         shown = ""
-        items = stream_tokens(lambda queue, cancel: self._generate(prompt, options, queue, cancel))
+        items = stream_tokens(lambda queue: self._generate(prompt, options, queue, cancel), cancel)
         try:
             for item in items:
                 if isinstance(item, StreamEnd):
@@ -357,6 +367,8 @@ class LocalLVLM:
                 if len(text) > len(shown) and text.startswith(shown):
                     new, shown = text[len(shown) :], text
                     yield AnswerChunk(new)
+        except Abandoned:
+            return  # cancelled before the answer began
         finally:
             items.close()
 
@@ -406,12 +418,13 @@ def _runs(screened: Sequence[Screened], *, mixed: bool) -> list[list[int]]:
 class _Steps:
     """A stream taken step by step from changing threads.
 
-    A cancelled task leaves its step running in a worker thread; the lock lets that one finish
-    before the stream is closed.
+    A cancelled task leaves its step running in a worker thread; ``cancel`` makes that one short,
+    and the lock lets it finish before the stream is closed.
     """
 
-    def __init__(self, chunks: Generator[AnswerChunk, None, None]) -> None:
+    def __init__(self, chunks: Generator[AnswerChunk, None, None], cancel: threading.Event) -> None:
         self._chunks = chunks
+        self._cancel = cancel
         self._lock = threading.Lock()
 
     def next(self) -> AnswerChunk | None:
@@ -419,5 +432,6 @@ class _Steps:
             return next(self._chunks, None)
 
     def close(self) -> None:
+        self._cancel.set()
         with self._lock:
             self._chunks.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,17 +40,25 @@ class StopAtText(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-class Cancelled(StoppingCriteria):
-    """Finish every row once the event is set: the reader of a stream went away."""
+class Abandoned(Exception):  # noqa: N818 - an end that somebody asked for, no error
+    """Nobody waits for the answer any more, so a guardrail's work before it was left undone.
 
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
+    It ends the thread that works for a stream; no user sees it.
+    """
+
+
+class Cancelled(StoppingCriteria):
+    """Finish every row once one of the events is set: the reader of a stream went away."""
+
+    def __init__(self, events: Collection[threading.Event]) -> None:
+        self._events = events
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object
     ) -> torch.Tensor:
         """Say whether to stop, the same for every row: bool [B]."""
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+        cancelled = any(event.is_set() for event in self._events)
+        return torch.full((input_ids.shape[0],), cancelled, device=input_ids.device)
 
 
 class Decided(StoppingCriteria):

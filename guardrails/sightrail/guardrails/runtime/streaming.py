@@ -49,21 +49,21 @@ class TokenQueue(BaseStreamer):
 
 
 def stream_tokens(
-    work: Callable[[TokenQueue, threading.Event], Any],
+    work: Callable[[TokenQueue], Any], cancel: threading.Event
 ) -> Generator[list[int] | StreamEnd, None, None]:
     """Run ``work`` in a thread and yield its tokens, then its result as ``StreamEnd``.
 
-    The thread gets a copy of the caller's context variables. Leaving the loop early sets the event
-    that ``work`` must heed, and waits for the thread.
+    The thread gets a copy of the caller's context variables. Leaving the loop early sets
+    ``cancel``, which ``work`` must heed, and waits for the thread.
 
     Raises:
         BaseException: whatever ``work`` raised, in the reader's thread.
     """
-    tokens, cancel = TokenQueue(), threading.Event()
+    tokens = TokenQueue()
 
     def run() -> None:
         try:
-            tokens.items.put(StreamEnd(result=work(tokens, cancel)))
+            tokens.items.put(StreamEnd(result=work(tokens)))
         except BaseException as error:  # handed to the reader, who raises it
             tokens.items.put(StreamEnd(error=error))
 

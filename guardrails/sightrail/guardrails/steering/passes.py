@@ -16,6 +16,7 @@ from ..runtime.messages import Conversation, pictures
 from ..runtime.options import GenerationOptions
 from ..runtime.prompt import Prompt
 from ..runtime.shared_prefill import Prefilled, SharedPrefill, can_share
+from ..runtime.stopping import Abandoned
 from .draft import ContextAndDraft, Draft
 from .requests import asking, question
 from .risk import opening, risk, similarity
@@ -195,10 +196,15 @@ def _generate(
     host: Host,
     options: GenerationOptions,
     inner: Interventions | None = None,
-    cancel: threading.Event | None = None,
+    ended: threading.Event | None = None,
 ) -> list[Generation]:
+    """One of our own calls; ``ended`` ends it early.
+
+    Raises:
+        Abandoned: nobody waits for the answer any more.
+    """
     # Some checkpoints search with beams or penalise repetition unless told otherwise.
-    return generate(
+    made = generate(
         host.model,
         prompt,
         replace(options, extra={**options.extra, "num_beams": 1}),
@@ -206,5 +212,8 @@ def _generate(
         pad_token_id=host.pad_token_id,
         interventions=[] if inner is None else [inner],
         tower=host.inside("MoRAS"),
-        cancel=cancel,
+        cancel=[event for event in (ended, host.cancel) if event is not None],
     )
+    if host.cancel is not None and host.cancel.is_set():
+        raise Abandoned
+    return made
