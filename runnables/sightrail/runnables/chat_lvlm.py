@@ -16,27 +16,24 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import get_config_list
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import AliasChoices, Field, PrivateAttr
 
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 
-from .model_shelf import ModelShelf
+from .local_model_fields import LocalModelFields
 from .replies import Fields, answer_fields, last_chunk, message, refusal_fields
 from .shared_batch import SharedBatch
 from .turns import Conversation, read_turns
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
 
 _NO_TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
 _NOT_FOR_MODEL: Final = ("stream", "model")  # how LangChain routes a call and names it in traces
 
 
-class ChatLVLM(BaseChatModel):
+class ChatLVLM(LocalModelFields, BaseChatModel):
     """A vision-language model on this machine, guardrails inside, as a LangChain chat model.
 
     Takes text and picture blocks in every form that ``ScreenImages`` knows. What cannot be looked
@@ -70,46 +67,12 @@ class ChatLVLM(BaseChatModel):
         ``ChatLVLM(model="testbed", guardrails=[SafetyPrefix()]).invoke("what is in the image?")``
     """
 
-    model: Any
-    guardrails: tuple[Any, ...] | None = None
-    policy: Policy | None = None
-    limits: Limits = Limits()
-    device: Any = None
-    dtype: Any = None
-    temperature: float = 0.0
-    max_tokens: int = Field(
-        default=256, validation_alias=AliasChoices("max_tokens", "max_new_tokens")
-    )
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
     stop: list[str] | None = Field(
         default=None, validation_alias=AliasChoices("stop", "stop_sequences")
     )
-    shelf: ModelShelf = Field(default_factory=ModelShelf, exclude=True, repr=False)
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     _reply: Callable[[], ChatResult] | None = PrivateAttr(default=None)
     """Set on the copy that answers one row of a batch; see ``batch``."""
-
-    @field_validator("model")
-    @classmethod
-    def _is_model(cls, model: Any) -> Any:
-        if isinstance(model, str | Path) or all(
-            callable(getattr(model, verb, None)) for verb in ("chat", "stream", "batch")
-        ):
-            return model
-        raise ConfigurationError(
-            f"{type(model).__name__} is no local model; pass a LocalLVLM, or the name or folder of "
-            "one."
-        )
-
-    @model_validator(mode="after")
-    def _guardrails_fit(self) -> Self:
-        if not isinstance(self.model, str | Path):
-            self._local()
-        return self
 
     # What LangChain asks about
 
@@ -134,10 +97,6 @@ class ChatLVLM(BaseChatModel):
             "dtype": str(self.dtype),
             **self._settings(None, {}),
         }
-
-    @property
-    def _model_name(self) -> str:
-        return str(self.model) if isinstance(self.model, str | Path) else str(self.model.name)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         settings = self._settings(stop, {k: v for k, v in kwargs.items() if k not in _NO_TOOLS})
@@ -280,18 +239,6 @@ class ChatLVLM(BaseChatModel):
 
     # The parts
 
-    def _local(self) -> LocalLVLM:
-        """The model with this object's guardrails on; copies of it share their weights."""
-        local: LocalLVLM = (
-            self.shelf.get(str(self.model), self.device, self.dtype)
-            if isinstance(self.model, str | Path)
-            else self.model
-        )
-        if self.guardrails is None and self.policy is None:
-            return local
-        guardrails = local.guardrails if self.guardrails is None else self.guardrails
-        return local.with_guardrails(guardrails, policy=self.policy)
-
     def _settings(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call, by the names that ``LocalLVLM.chat`` knows."""
         if refused := sorted(set(given) & set(_NO_TOOLS)):
@@ -299,16 +246,8 @@ class ChatLVLM(BaseChatModel):
                 f"{', '.join(refused)}: local models behind ChatLVLM call no tools and follow no "
                 "schema; leave it out, or use a chat model that does."
             )
-        given = {k: v for k, v in given.items() if v is not None and k not in _NOT_FOR_MODEL}
-        max_tokens = given.pop("max_tokens", self.max_tokens)
-        own = {
-            "max_new_tokens": max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-        }
-        return {**own, **given, "stop": stop or self.stop or []}
+        given = {k: v for k, v in given.items() if k not in _NOT_FOR_MODEL}
+        return {**self._call_settings(given), "stop": stop or self.stop or []}
 
     def _read(self, messages: Sequence[BaseMessage], local: LocalLVLM) -> Conversation:
         return read_turns(messages, local.policy, self.limits)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, field_validator
 
 from sightrail.guardrails.errors import (
@@ -20,6 +19,7 @@ from sightrail.guardrails.errors import (
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.verdict import Verdict
 
+from .checked import CheckedRunnable, Instead, Onward
 from .marker import is_refused, write_marker
 from .replies import message, refusal_fields
 from .run_metadata import note_on_run
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Outcome = tuple[Verdict, ...] | SightrailError
 
 
-class RefusalGate(RunnableSerializable[Any, Any]):
+class RefusalGate(CheckedRunnable[Any, Any]):
     """Ask a guarded local model whether a request is safe, and let only safe ones through.
 
     Takes a string, a prompt value, a message or a list of messages, pictures included. A safe
@@ -86,56 +86,20 @@ class RefusalGate(RunnableSerializable[Any, Any]):
         told = dict(zip(asked, self._ask([read[row] for row in asked]), strict=True))
         return [told[row] if isinstance(one, Conversation) else one for row, one in enumerate(read)]
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """Let one request through, or refuse it."""
-        return self._call_with_config(self._one, input, config, **kwargs)
-
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """``invoke``, the decision in a worker thread."""
-        return await self._acall_with_config(self._aone, input, config, **kwargs)
-
-    def stream(
-        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[Any]:
-        """Stream the chain's answer; a refusal is one chunk."""
-        yield from self._transform_stream_with_config(iter([input]), self._stream, config, **kwargs)
-
-    async def astream(
-        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
-        """``stream``, asynchronously."""
-        async for chunk in self._atransform_stream_with_config(
-            _once(input), self._astream, config, **kwargs
-        ):
-            yield chunk
-
-    def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Decide on all requests in as few runs as the model allows."""
-        return self._batch_with_config(
-            self._all, inputs, config, return_exceptions=return_exceptions, **kwargs
-        )
-
-    async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """``batch``, the decisions in a worker thread."""
-        return await self._abatch_with_config(
-            self._aall, inputs, config, return_exceptions=return_exceptions, **kwargs
-        )
-
     # Reading and deciding
+
+    @property
+    def _behind(self) -> Runnable[Any, Any] | None:
+        return self.chain  # type: ignore[no-any-return]
+
+    def _check(self, requests: list[Any]) -> list[Outcome]:
+        return self.assess(requests)
+
+    def _rule(self, request: Any, outcome: Outcome) -> Onward | Instead:
+        if not self._refused(request, outcome):
+            return Onward(request)
+        refusal = self._refusal(outcome)
+        return Instead(refusal, refusal)
 
     @property
     def _lvlm(self) -> LocalLVLM:
@@ -187,95 +151,6 @@ class RefusalGate(RunnableSerializable[Any, Any]):
         refused = message(text, refusal_fields(verdicts, self._lvlm.name))
         return write_marker(refused, verdicts, refused=True)
 
-    # One request, several requests, a stream
-
-    def _one(self, request: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any) -> Any:
-        (outcome,) = self.assess([request])
-        if self._refused(request, outcome):
-            return self._refusal(outcome)
-        return request if self.chain is None else self.chain.invoke(request, config, **kwargs)
-
-    async def _aone(
-        self, request: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any
-    ) -> Any:
-        (outcome,) = await asyncio.to_thread(self.assess, [request])
-        if self._refused(request, outcome):
-            return self._refusal(outcome)
-        if self.chain is None:
-            return request
-        return await self.chain.ainvoke(request, config, **kwargs)
-
-    def _stream(
-        self, requests: Iterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
-    ) -> Iterator[Any]:
-        for request in requests:
-            (outcome,) = self.assess([request])
-            if self._refused(request, outcome):
-                yield self._refusal(outcome)
-            elif self.chain is None:
-                yield request
-            else:
-                yield from self.chain.stream(request, config, **kwargs)
-
-    async def _astream(
-        self, requests: AsyncIterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
-    ) -> AsyncIterator[Any]:
-        async for request in requests:
-            (outcome,) = await asyncio.to_thread(self.assess, [request])
-            if self._refused(request, outcome):
-                yield self._refusal(outcome)
-            elif self.chain is None:
-                yield request
-            else:
-                async for chunk in self.chain.astream(request, config, **kwargs):
-                    yield chunk
-
-    def _all(
-        self,
-        requests: list[Any],
-        run_manager: list[Any],
-        config: list[RunnableConfig],
-        **kwargs: Any,
-    ) -> list[Any]:
-        found = self._decided(requests, self.assess(requests))
-        rows = [row for row in range(len(requests)) if row not in found]
-        passing = [requests[row] for row in rows]
-        if self.chain is not None:
-            configs = [config[row] for row in rows]
-            passing = self.chain.batch(passing, configs, return_exceptions=True, **kwargs)
-        return _in_order(found, rows, passing)
-
-    async def _aall(
-        self,
-        requests: list[Any],
-        run_manager: list[Any],
-        config: list[RunnableConfig],
-        **kwargs: Any,
-    ) -> list[Any]:
-        found = self._decided(requests, await asyncio.to_thread(self.assess, requests))
-        rows = [row for row in range(len(requests)) if row not in found]
-        passing = [requests[row] for row in rows]
-        if self.chain is not None:
-            configs = [config[row] for row in rows]
-            passing = await self.chain.abatch(passing, configs, return_exceptions=True, **kwargs)
-        return _in_order(found, rows, passing)
-
-    def _decided(self, requests: list[Any], outcomes: list[Outcome]) -> dict[int, Any]:
-        """What comes out for every request that does not go on, by row."""
-        found: dict[int, Any] = {}
-        for row, (request, outcome) in enumerate(zip(requests, outcomes, strict=True)):
-            try:
-                if self._refused(request, outcome):
-                    found[row] = self._refusal(outcome)
-            except SightrailError as error:
-                found[row] = error
-        return found
-
-
-def _in_order(found: dict[int, Any], rows: list[int], passing: list[Any]) -> list[Any]:
-    merged = {**found, **dict(zip(rows, passing, strict=True))}
-    return [merged[row] for row in range(len(merged))]
-
 
 def _messages(request: Any) -> list[BaseMessage]:
     """A request as messages.
@@ -296,7 +171,3 @@ def _messages(request: Any) -> list[BaseMessage]:
             f"A {type(request).__name__} is no request; pass a string, a prompt value, a message "
             "or a list of messages."
         ) from error
-
-
-async def _once(value: Any) -> AsyncIterator[Any]:
-    yield value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_index.core.base.llms.types import (
@@ -23,13 +22,10 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms import LLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.schema import BaseNode
-from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.guardrails.intake import Limits
-from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.verdict import Verdict
-from sightrail.runnables.model_shelf import ModelShelf
+from sightrail.runnables.local_model_fields import LocalModelFields
 from sightrail.runnables.turn_reader import Conversation
 
 from .events import report
@@ -38,14 +34,12 @@ from .replies import answered, as_completion, growing, refused
 from .turns import read_turns
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
 
 _NO_TOOLS: Final = ("tools", "tool_choice", "tool_required", "functions", "response_format")
 
 
-class LVLM(LLM):
+class LVLM(LocalModelFields, LLM):
     """A vision-language model on this machine, guardrails inside, as a LlamaIndex LLM.
 
     Takes text and picture blocks (data, path, data address). What cannot be looked at (remote
@@ -79,40 +73,6 @@ class LVLM(LLM):
         ``LVLM(model="testbed", guardrails=[SafetyPrefix()]).complete("what is in the image?")``
     """
 
-    model: Any = Field(exclude=True)
-    guardrails: tuple[Any, ...] | None = Field(default=None, exclude=True)
-    policy: Policy | None = None
-    limits: Limits = Limits()
-    device: Any = Field(default=None, exclude=True)
-    dtype: Any = Field(default=None, exclude=True)
-    temperature: float = 0.0
-    max_tokens: int = Field(
-        default=256, validation_alias=AliasChoices("max_tokens", "max_new_tokens")
-    )
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: list[str] | None = None
-    shelf: ModelShelf = Field(default_factory=ModelShelf, exclude=True, repr=False)
-
-    @field_validator("model")
-    @classmethod
-    def _is_model(cls, model: Any) -> Any:
-        if isinstance(model, str | Path) or all(
-            callable(getattr(model, verb, None)) for verb in ("chat", "stream", "astream")
-        ):
-            return model
-        raise ConfigurationError(
-            f"{type(model).__name__} is no local model; pass a LocalLVLM, or the name or folder of "
-            "one."
-        )
-
-    @model_validator(mode="after")
-    def _guardrails_fit(self) -> Self:
-        if not isinstance(self.model, str | Path):
-            self._local()
-        return self
-
     # What LlamaIndex asks about
 
     @classmethod
@@ -133,10 +93,6 @@ class LVLM(LLM):
             is_function_calling_model=False,
             model_name=self._model_name,
         )
-
-    @property
-    def _model_name(self) -> str:
-        return str(self.model) if isinstance(self.model, str | Path) else str(self.model.name)
 
     # Conversations
 
@@ -259,35 +215,15 @@ class LVLM(LLM):
             text += piece.text
             yield self._piece(piece, text, conversation)
 
-    def _local(self) -> LocalLVLM:
-        """The model with this object's guardrails on; copies of it share their weights."""
-        local: LocalLVLM = (
-            self.shelf.get(str(self.model), self.device, self.dtype)
-            if isinstance(self.model, str | Path)
-            else self.model
-        )
-        if self.guardrails is None and self.policy is None:
-            return local
-        guardrails = local.guardrails if self.guardrails is None else self.guardrails
-        return local.with_guardrails(guardrails, policy=self.policy)
-
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call, by the names that ``LocalLVLM.chat`` knows."""
-        given = {name: value for name, value in given.items() if value is not None}
+        given = dict(given)
         if unknown := sorted(name for name in _NO_TOOLS if given.pop(name, None)):
             raise ConfigurationError(
                 f"{', '.join(unknown)}: local models behind LVLM call no tools and follow no "
                 "schema; use a ReActAgent, or a model that does."
             )
-        own = {
-            "max_new_tokens": given.pop("max_tokens", self.max_tokens),
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "stop": self.stop or [],
-        }
-        return {**own, **given}
+        return {"stop": self.stop or [], **self._call_settings(given)}
 
     def _read(self, messages: Sequence[ChatMessage], local: LocalLVLM) -> Conversation:
         return read_turns(messages, local.policy, self.limits)

@@ -1,0 +1,215 @@
+"""A check in front of a runnable: what passes goes on to it, what does not is answered at once."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.utils import Input, Output
+
+from sightrail.guardrails.errors import SightrailError
+
+
+@dataclass(frozen=True)
+class Onward:
+    """A request has passed; ``value`` is what goes on."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Instead:
+    """A request has not passed.
+
+    Attributes:
+        answer: what comes out in place of the runnable's answer.
+        chunk: the only chunk where that is streamed.
+    """
+
+    answer: Any
+    chunk: Any
+
+
+class CheckedRunnable(RunnableSerializable[Input, Output]):
+    """All ways of calling a runnable that has a check in front of it.
+
+    A batch is checked as one; a request that leads to an error does not spoil its neighbours.
+    """
+
+    @abstractmethod
+    def _check(self, requests: list[Any]) -> list[Any]:
+        """The outcome of the check for every request; in asynchronous calls in a worker thread."""
+
+    @abstractmethod
+    def _rule(self, request: Any, outcome: Any) -> Onward | Instead:
+        """What an outcome leads to.
+
+        Raises:
+            SightrailError: it led to that.
+        """
+
+    @property
+    @abstractmethod
+    def _behind(self) -> Runnable[Any, Any] | None:
+        """Where passing requests go; None where they come out as they went in."""
+
+    def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
+        """Check one request, and answer it if it passes."""
+        return self._call_with_config(self._one, input, config, **kwargs)
+
+    async def ainvoke(
+        self, input: Input, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Output:
+        """``invoke``, the check in a worker thread."""
+        return await self._acall_with_config(self._aone, input, config, **kwargs)
+
+    def stream(
+        self, input: Input, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Output]:
+        """Stream the answer; a refusal is one chunk."""
+        yield from self._transform_stream_with_config(iter([input]), self._stream, config, **kwargs)
+
+    async def astream(
+        self, input: Input, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Output]:
+        """``stream``, asynchronously."""
+        async for chunk in self._atransform_stream_with_config(
+            _once(input), self._astream, config, **kwargs
+        ):
+            yield chunk
+
+    def batch(
+        self,
+        inputs: list[Input],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Output]:
+        """Check all requests at once, and answer those that pass as one batch."""
+        return self._batch_with_config(
+            self._all, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    async def abatch(
+        self,
+        inputs: list[Input],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Output]:
+        """``batch``, the check in a worker thread."""
+        return await self._abatch_with_config(
+            self._aall, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    # One request, several requests, a stream
+
+    def _one(self, request: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any) -> Any:
+        ruling = self._rule(request, self._check([request])[0])
+        if isinstance(ruling, Instead):
+            return ruling.answer
+        behind = self._behind
+        return ruling.value if behind is None else behind.invoke(ruling.value, config, **kwargs)
+
+    async def _aone(
+        self, request: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any
+    ) -> Any:
+        ruling = self._rule(request, (await asyncio.to_thread(self._check, [request]))[0])
+        if isinstance(ruling, Instead):
+            return ruling.answer
+        if self._behind is None:
+            return ruling.value
+        return await self._behind.ainvoke(ruling.value, config, **kwargs)
+
+    def _stream(
+        self, requests: Iterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
+    ) -> Iterator[Any]:
+        for request in requests:
+            ruling = self._rule(request, self._check([request])[0])
+            if isinstance(ruling, Instead):
+                yield ruling.chunk
+            elif self._behind is None:
+                yield ruling.value
+            else:
+                yield from self._behind.stream(ruling.value, config, **kwargs)
+
+    async def _astream(
+        self, requests: AsyncIterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        async for request in requests:
+            ruling = self._rule(request, (await asyncio.to_thread(self._check, [request]))[0])
+            if isinstance(ruling, Instead):
+                yield ruling.chunk
+            elif self._behind is None:
+                yield ruling.value
+            else:
+                async for chunk in self._behind.astream(ruling.value, config, **kwargs):
+                    yield chunk
+
+    def _all(
+        self,
+        requests: list[Any],
+        run_manager: list[Any],
+        config: list[RunnableConfig],
+        **kwargs: Any,
+    ) -> list[Any]:
+        rulings = self._rulings(requests, self._check(requests))
+        passing, configs = _passing(rulings, config)
+        if self._behind is not None:
+            passing = self._behind.batch(passing, configs, return_exceptions=True, **kwargs)
+        return _in_order(rulings, passing)
+
+    async def _aall(
+        self,
+        requests: list[Any],
+        run_manager: list[Any],
+        config: list[RunnableConfig],
+        **kwargs: Any,
+    ) -> list[Any]:
+        rulings = self._rulings(requests, await asyncio.to_thread(self._check, requests))
+        passing, configs = _passing(rulings, config)
+        if self._behind is not None:
+            passing = await self._behind.abatch(passing, configs, return_exceptions=True, **kwargs)
+        return _in_order(rulings, passing)
+
+    def _rulings(
+        self, requests: list[Any], outcomes: list[Any]
+    ) -> list[Onward | Instead | SightrailError]:
+        rulings: list[Onward | Instead | SightrailError] = []
+        for request, outcome in zip(requests, outcomes, strict=True):
+            try:
+                rulings.append(self._rule(request, outcome))
+            except SightrailError as error:
+                rulings.append(error)
+        return rulings
+
+
+def _passing(
+    rulings: list[Onward | Instead | SightrailError], config: list[RunnableConfig]
+) -> tuple[list[Any], list[RunnableConfig]]:
+    """What goes on, each with its own config."""
+    kept = [(r.value, c) for r, c in zip(rulings, config, strict=True) if isinstance(r, Onward)]
+    return [value for value, _ in kept], [own for _, own in kept]
+
+
+def _in_order(rulings: list[Onward | Instead | SightrailError], passing: list[Any]) -> list[Any]:
+    """What comes out for every request; ``passing`` are the answers to those that went on."""
+    answers = iter(passing)
+    return [
+        next(answers)
+        if isinstance(ruling, Onward)
+        else ruling.answer
+        if isinstance(ruling, Instead)
+        else ruling
+        for ruling in rulings
+    ]
+
+
+async def _once(value: Any) -> AsyncIterator[Any]:
+    yield value
