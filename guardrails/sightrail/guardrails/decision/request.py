@@ -115,6 +115,8 @@ class ChooseToken(LogitsProcessor):
     ) -> None:
         self._watch, self._length = watch, length
         self._tokens, self._unsafe = tokens, unsafe
+        #: When there is nothing left to do; see ``runtime.processing``.
+        self.until = length + 1
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V], with the chosen token of each row alone possible."""

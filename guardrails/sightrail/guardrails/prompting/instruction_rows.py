@@ -63,6 +63,8 @@ class CalibratedRows:
         self._prefix = spans.prefix
         self._rows = _padded_rows(_row_mask(spans, decode=settings.decode))
         self._first, self._last = int(self._rows.min()), int(self._rows.max())
+        #: When there is nothing left to do; see ``doorway``.
+        self.until = math.inf if settings.decode else self._last + 1
         self._plan: tuple[tuple[int, ...], Tensor | None, RowPlan] | None = None
 
     def __call__(self, call: AttentionCall, output: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ requests from other threads and tasks never meet it, and nothing has to be resto
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -57,12 +58,23 @@ class AttentionCall:
         return max(0, self.past + self.query.shape[2] - self.key.shape[2])
 
 
+# Any edit may have an attribute `until`: in forward passes with that many positions before them, or
+# more, it has nothing to do. Once that is true of all edits of a kind, none of them is called.
+
 #: Takes the call and the model's own output [B, Q, H, D]; gives the output to go on with.
 AttentionEdit = Callable[[AttentionCall, torch.Tensor], torch.Tensor]
 #: Takes the hidden states [B, Q, C] after a layer and the positions before them (``past``).
 HiddenEdit = Callable[[torch.Tensor, int], torch.Tensor]
 #: Takes input [B, Q, I] and output [B, Q, O] of a linear map; gives the output to go on with.
 LinearEdit = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Done(NamedTuple):
+    """Which kinds of edits have nothing to do."""
+
+    attention: bool
+    hidden_states: bool
+    linear: bool
 
 
 @dataclass
@@ -76,6 +88,7 @@ class RequestState:
             of the final norm, which the LM head reads.
         linear: name of a linear map in the text tower -> edits, in order.
         past: positions in the cache before the running forward pass.
+        done: which of the kinds have nothing to do in it.
     """
 
     config: Any
@@ -83,6 +96,23 @@ class RequestState:
     hidden_states: Mapping[int, tuple[HiddenEdit, ...]] = field(default_factory=dict)
     linear: Mapping[str, tuple[LinearEdit, ...]] = field(default_factory=dict)
     past: int = 0
+    done: Done = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find out when each kind will be done."""
+        self._until = [_until(kind) for kind in (self.attention, self.hidden_states, self.linear)]
+        self.begin(self.past)
+
+    def begin(self, past: int) -> None:
+        """A forward pass begins."""
+        self.past = past
+        self.done = Done(*(past >= until for until in self._until))
+
+
+def _until(edits: Mapping[Any, tuple[Any, ...]]) -> float:
+    """The number of positions after which none of the edits has anything to do."""
+    each = (getattr(edit, "until", math.inf) for some in edits.values() for edit in some)
+    return max(each, default=0)
 
 
 _request: ContextVar[RequestState | None] = ContextVar("sightrail_request", default=None)
@@ -183,7 +213,7 @@ def _attention(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )
     state = _request.get()
-    if state is None or getattr(module, "config", None) is not state.config:
+    if state is None or state.done.attention or getattr(module, "config", None) is not state.config:
         return output, None
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # an int, which torch cannot know
     if edits := state.attention.get(layer):
@@ -207,7 +237,7 @@ def _count_past(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     if state is None or getattr(module, "config", None) is not state.config:
         return
     caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
-    state.past = int(caches[0].get_seq_length()) if caches else 0
+    state.begin(int(caches[0].get_seq_length()) if caches else 0)
 
 
 def _hidden_hook(index: int, config: Any) -> Callable[..., Any]:
@@ -215,7 +245,7 @@ def _hidden_hook(index: int, config: Any) -> Callable[..., Any]:
 
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         state = _request.get()
-        if state is None or state.config is not config:
+        if state is None or state.done.hidden_states or state.config is not config:
             return None
         edits = state.hidden_states.get(index)
         if not edits:
@@ -240,7 +270,7 @@ def _linear_map(tower: TextTower, name: str) -> torch.nn.Module:
 def _linear_hook(name: str, config: Any) -> Callable[..., Any]:
     def hook(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
         state = _request.get()
-        if state is None or state.config is not config:
+        if state is None or state.done.linear or state.config is not config:
             return None
         for edit in state.linear.get(name, ()):
             output = edit(args[0], output)

@@ -8,19 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ConfigurationError
 from . import doorway
 from .families import TextTower
 from .interventions import Decision, Interventions
 from .options import GenerationOptions
+from .processing import processors
 from .prompt import Prompt
 from .sampling import sampling_processors
 from .stopping import Cancelled, Decided, Decode, StopAtText, find_stop
@@ -113,15 +108,14 @@ def generate(
         inputs["past_key_values"] = begun.cache
         begin -= begun.spoken
         _count_spoken(config, begun.spoken)
-    processors = [processor for one in interventions for processor in one.logits]
-    processors += [_Answer(begin, one) for some in interventions for one in some.answer_logits]
-    processors += sampling_processors(options, prompt.rows)
     criteria = _criteria(options, begin, decode, cancel)
     with doorway.request(request_state(interventions, tower)):
         output = model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=LogitsProcessorList(processors),
+            logits_processor=processors(
+                interventions, sampling_processors(options, prompt.rows), begin
+            ),
             stopping_criteria=StoppingCriteriaList([*criteria, *([ends] if waiting else [])]),
             streamer=streamer,
         )
@@ -165,21 +159,6 @@ def _count_spoken(config: Any, spoken: int) -> None:
     config.max_new_tokens -= spoken
     if config.min_new_tokens:
         config.min_new_tokens = max(0, config.min_new_tokens - spoken)
-
-
-class _Answer(LogitsProcessor):
-    """A processor that gets the answer alone."""
-
-    def __init__(self, begin: int, processor: LogitsProcessor) -> None:
-        self._begin = begin
-        self._processor = processor
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The scores [B, V], processed once input_ids [B, T] have come to the answer."""
-        if input_ids.shape[1] < self._begin:
-            return scores
-        processed: torch.Tensor = self._processor(input_ids[:, self._begin :], scores)
-        return processed
 
 
 def _with_decisions(generation: Generation, decisions: tuple[Decision, ...]) -> Generation:

@@ -53,7 +53,7 @@ class Interventions:
         hidden_states: decoder layer -> edit of its output; the number of layers stands for the
             output of the final norm.
         linear: name of a linear map in the text tower -> edit of its output.
-        logits: processors, applied in order before sampling.
+        logits: processors, applied in order before sampling; see ``processing`` for ``until``.
         answer_logits: processors for the user's answer alone, after every guardrail's hidden
             tokens; they get the tokens [B, t] of the answer so far in place of the whole.
         hidden_tokens: how many of the first generated tokens are the guardrail's own: no user sees

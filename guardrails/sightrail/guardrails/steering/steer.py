@@ -27,6 +27,8 @@ class RiskSteering(LogitsProcessor):
     def __init__(self, unsafe: torch.Tensor, risks: torch.Tensor) -> None:
         self._unsafe = unsafe
         self._risks = risks
+        #: When there is nothing left to do; see ``runtime.processing``.
+        self.until = len(unsafe)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Steer scores [B x beams, V]; input_ids [B x beams, t] is the answer so far."""
