@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -14,16 +14,18 @@ from ..screening import RiskDetector
 from ..screening.asking import Detector
 from ..screening.cache import CachedDetector
 from ..testbed import TESTBED
+from ..testbed.conversations import Conversation
 from ..testbed.splits import SPLITS, SplitName
 from .detection import COLUMNS, detection_rows, flagged_rows
 from .items import ATTACKS, BENIGN, SCENES, draw_requests
-from .judge import exact_judge, keyword_judge
+from .judge import Judge, exact_judge, keyword_judge
 from .report import EvalReport, Row
 from .requests import request_rows
 from .stacks import BARE, DEFAULT_STACKS, Artifacts, artifacts_for, build_stack
 from .timing import timing_rows
 
 Progress = Callable[[str, int, int], None]
+Requests = dict[str, list[Conversation]]
 _TIMED_REQUESTS = 21
 _SEEN_PICTURES = 8192
 
@@ -87,16 +89,11 @@ def evaluate(
     lying = artifacts_for(model, artifacts)
     built = _built(bare, names, shared, lying)
     requests = {group: draw_requests(group, n, split, seed) for group in (*ATTACKS, *BENIGN)}
-    judge = exact_judge if model == TESTBED else keyword_judge
+    asked = len(names) * n * len(requests)
+    looked_at = detection * (3 * n * len(SCENES) + _pictures(requests))
+    tick = _Counter(progress, asked + looked_at + timing * _TIMED_REQUESTS)
 
-    pictures = sum(talk.scene is not None for talks in requests.values() for talk in talks)
-    total = len(names) * n * len(requests)
-    total += detection * (3 * n * len(SCENES) + pictures)
-    tick = _Counter(progress, total + timing * _TIMED_REQUESTS)
-    rows: list[Row] = []
-    for name, lvlm in built.items():
-        tick.what = name
-        rows += request_rows(name, lvlm, requests, judge, tick)
+    rows = _answer_rows(built, requests, exact_judge if model == TESTBED else keyword_judge, tick)
     if detection:
         tick.what = "detection"
         rows += flagged_rows(shared, requests, tick)
@@ -114,6 +111,20 @@ def evaluate(
         device=describe_device(bare.model.device),
         rows=tuple(rows),
     )
+
+
+def _answer_rows(
+    built: Mapping[str, LocalLVLM], requests: Requests, judge: Judge, tick: _Counter
+) -> list[Row]:
+    rows: list[Row] = []
+    for name, lvlm in built.items():
+        tick.what = name
+        rows += request_rows(name, lvlm, requests, judge, tick)
+    return rows
+
+
+def _pictures(requests: Requests) -> int:
+    return sum(talk.scene is not None for talks in requests.values() for talk in talks)
 
 
 def _built(

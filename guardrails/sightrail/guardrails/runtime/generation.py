@@ -93,40 +93,54 @@ def generate(
         raise ConfigurationError(
             f"Streaming needs one beam, got num_beams={options.beams}; use chat instead."
         )
-    hidden = sum(one.hidden_tokens for one in interventions)
     waiting = [one.decisions for one in interventions if one.decisions is not None]
     ends = Decided(waiting, prompt.rows, decide_only=decide_only)
     if ends.all_ended():
         return [_unbegun(prompt, row, ends.row(row)) for row in range(prompt.rows)]
     if streamer is not None:
-        streamer.hold_back(hidden, ends.all_ended)
-    config = options.config(model, pad_token_id, more=hidden)
-    begun = _begun(options, config, interventions, streamer is not None)
-    inputs: dict[str, Any] = dict(prompt.inputs if begun is None else begun.inputs)
-    begin = inputs["input_ids"].shape[1] + hidden
-    if begun is not None:
-        inputs["past_key_values"] = begun.cache
-        begin -= begun.spoken
-        _count_spoken(config, begun.spoken)
+        streamer.hold_back(_hidden(interventions), ends.all_ended)
+    config = options.config(model, pad_token_id, more=_hidden(interventions))
+    inputs, begin = _start(prompt, options, config, interventions, stream=streamer is not None)
     criteria = _criteria(options, begin, decode, cancel)
+    sampling = sampling_processors(options, prompt.rows)
     with doorway.request(request_state(interventions, tower)):
         output = model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=processors(
-                interventions, sampling_processors(options, prompt.rows), begin
-            ),
+            logits_processor=processors(interventions, sampling, begin),
             stopping_criteria=StoppingCriteriaList([*criteria, *([ends] if waiting else [])]),
             streamer=streamer,
         )
     ends.require_all()
-    answers = output[:, begin:].tolist()
     sent = prompt.inputs["attention_mask"].sum(dim=1).tolist()
     made = [
         _generation(row, int(length), end_tokens(config), options, decode)
-        for row, length in zip(answers, sent, strict=True)
+        for row, length in zip(output[:, begin:].tolist(), sent, strict=True)
     ]
     return [_with_decisions(one, ends.row(row)) for row, one in enumerate(made)]
+
+
+def _hidden(interventions: Sequence[Interventions]) -> int:
+    """How many tokens are made before the user's answer."""
+    return sum(one.hidden_tokens for one in interventions)
+
+
+def _start(
+    prompt: Prompt,
+    options: GenerationOptions,
+    config: Any,
+    interventions: Sequence[Interventions],
+    *,
+    stream: bool,
+) -> tuple[dict[str, Any], int]:
+    """What the model is given, and the length of the sequence where the user's answer begins."""
+    hidden = _hidden(interventions)
+    begun = _begun(options, config, interventions, stream)
+    if begun is None:
+        return dict(prompt.inputs), prompt.length + hidden
+    _count_spoken(config, begun.spoken)
+    inputs = {**begun.inputs, "past_key_values": begun.cache}
+    return inputs, begun.length + hidden - begun.spoken
 
 
 def _begun(

@@ -7,9 +7,11 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from transformers.generation.streamers import BaseStreamer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,3 +81,27 @@ def stream_tokens(
     finally:
         cancel.set()
         thread.join()
+
+
+class Stepwise(Generic[T]):
+    """A stream taken step by step from changing threads.
+
+    A cancelled task leaves its step running in a worker thread; ``cancel`` makes that one short,
+    and the lock lets it finish before the stream is closed.
+    """
+
+    def __init__(self, chunks: Generator[T, None, None], cancel: threading.Event) -> None:
+        self._chunks = chunks
+        self._cancel = cancel
+        self._lock = threading.Lock()
+
+    def next(self) -> T | None:
+        """The next piece; None at the end."""
+        with self._lock:
+            return next(self._chunks, None)
+
+    def close(self) -> None:
+        """End the stream, and wait for what is at work on it."""
+        self._cancel.set()
+        with self._lock:
+            self._chunks.close()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from .consoles import progress, stderr, stdout
+from .fit_parts import Device, HeldOut, Model, Out, Seed, split_file, tell, ticking, with_given
 from .models import load_model
-from .screen import printable
 
 if TYPE_CHECKING:
     from sightrail.guardrails.decision.fit_settings import FitSettings
@@ -21,11 +18,11 @@ PICTURE: Final = "roc.png"
 
 
 def fit_casa(
-    model: Annotated[str, typer.Option(help="A model by name or folder, or testbed.")],
+    model: Model,
     data: Annotated[
         str, typer.Option(help="JSONL with text, label, optional image and answer; or testbed.")
     ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the artifact.")],
+    out: Out,
     attention_only: Annotated[
         bool, typer.Option("--attention-only", help="Train no adapter: the model stays as it is.")
     ] = False,
@@ -51,11 +48,9 @@ def fit_casa(
     over_refusal: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of benign requests to lose at most.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    held_out: Annotated[
-        float, typer.Option(min=0.05, max=0.5, help="Share of a file's examples kept to measure.")
-    ] = 0.2,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    seed: Seed = None,
+    held_out: HeldOut = 0.2,
+    device: Device = None,
 ) -> None:
     """Train the safety token and attention, and choose a threshold on examples kept apart.
 
@@ -82,11 +77,7 @@ def fit_casa(
     settings = _settings(model, given)
     examples, kept = _examples(data, held_out, settings.seed, pictures=not text_only)
     lvlm = load_model(model, device=device)
-    with progress("starting", None) as bar:
-
-        def tick(what: str, done: int, total: int) -> None:
-            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
-
+    with ticking() as tick:
         casa = train(
             lvlm.model,
             lvlm.processor,
@@ -100,9 +91,7 @@ def fit_casa(
     measured.casa.save_pretrained(out)
     draw_roc(measured, out / PICTURE)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    for name, value in measured.results.items():
-        stdout().print(f"{name:<24} {value:.4f}", markup=False)
-    stderr().print(f"artifact: {printable(out)}", markup=False)
+    tell(measured.results, "artifact", out, digits=4)
 
 
 def _tokens(safe: str | None, unsafe: str | None) -> tuple[str, str] | None:
@@ -115,23 +104,16 @@ def _settings(model: str, given: dict[str, Any]) -> FitSettings:
     from sightrail.guardrails.decision.fit_settings import TESTBED, FitSettings
 
     base = TESTBED if model == "testbed" else FitSettings()
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    return with_given(base, given)
 
 
 def _examples(
     data: str, held_out: float, seed: int, *, pictures: bool
 ) -> tuple[list[Example], list[Example]]:
     """What is trained on, and what is kept apart to measure."""
-    import numpy as np
-
     from sightrail.guardrails.decision.testbed_data import examples_of_the_testbed
-    from sightrail.guardrails.fitting import load_examples
 
     if data == "testbed":
         return examples_of_the_testbed(seed, pictures=pictures)
-    found = load_examples(data)
-    order = np.random.default_rng(seed).permutation(len(found))
-    cut = round(held_out * len(found))
-    train = [found[i] for i in order[cut:]]
-    train = train if pictures else [one for one in train if one.image is None]
-    return train, [found[i] for i in order[:cut]]
+    train, kept = split_file(data, held_out, seed)
+    return (train if pictures else [one for one in train if one.image is None]), kept

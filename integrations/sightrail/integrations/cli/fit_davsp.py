@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from .consoles import progress, stderr, stdout
+from .fit_parts import Device, HeldOut, Model, Out, Seed, split_file, tell, ticking, with_given
 from .models import load_model
-from .screen import printable
 
 if TYPE_CHECKING:
     from sightrail.guardrails.fitting import Example
@@ -21,11 +18,11 @@ PICTURE: Final = "projections.png"
 
 
 def fit_davsp(
-    model: Annotated[str, typer.Option(help="A model by name or folder, or testbed.")],
+    model: Model,
     data: Annotated[
         str, typer.Option(help="JSONL with text, label, image, optional answer; or testbed.")
     ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the border.")],
+    out: Out,
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of the border.")] = None,
     width: Annotated[
         float | None, typer.Option(help="Border on each side, as a share of the sides.")
@@ -41,11 +38,9 @@ def fit_davsp(
         float | None, typer.Option(min=0, help="Weight of the cross-entropy.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="The safety prompt that goes with it.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    held_out: Annotated[
-        float, typer.Option(min=0.05, max=0.5, help="Share of a file's examples kept to measure.")
-    ] = 0.2,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    seed: Seed = None,
+    held_out: HeldOut = 0.2,
+    device: Device = None,
 ) -> None:
     """Train a border that goes around every picture, and measure it on examples kept apart.
 
@@ -73,11 +68,7 @@ def fit_davsp(
     settings = _settings(model, given)
     examples, kept = _examples(data, held_out, settings.seed)
     lvlm = load_model(model, device=device)
-    with progress("starting", None) as bar:
-
-        def tick(what: str, done: int, total: int) -> None:
-            bar.update(bar.task_ids[0], description=what, completed=done, total=total)
-
+    with ticking() as tick:
         fitted = fit_visual_prompt(
             lvlm.model,
             lvlm.processor,
@@ -93,28 +84,20 @@ def fit_davsp(
     prompt.to_png(out / "border.png")
     draw_report(measured, fitted, out / PICTURE)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    for name, value in measured.results.items():
-        stdout().print(f"{name:<24} {value:.3f}", markup=False)
-    stderr().print(f"border: {printable(out)}", markup=False)
+    tell(measured.results, "border", out)
 
 
 def _settings(model: str, given: dict[str, Any]) -> DavspSettings:
     from sightrail.guardrails.visual_prompt.settings import TESTBED_SETTINGS, DavspSettings
 
     base = TESTBED_SETTINGS if model == "testbed" else DavspSettings()
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    return with_given(base, given)
 
 
 def _examples(data: str, held_out: float, seed: int) -> tuple[list[Example], list[Example]]:
     """What is trained on, and what is kept apart to measure."""
-    import numpy as np
-
-    from sightrail.guardrails.fitting import load_examples
     from sightrail.guardrails.visual_prompt.testbed_data import examples_of_the_testbed
 
     if data == "testbed":
         return examples_of_the_testbed(seed)
-    found = load_examples(data)
-    order = np.random.default_rng(seed).permutation(len(found))
-    cut = round(held_out * len(found))
-    return [found[i] for i in order[cut:]], [found[i] for i in order[:cut]]
+    return split_file(data, held_out, seed)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .consoles import progress, stderr, stdout
+from .consoles import progress
+from .fit_parts import Device, Model, Out, tell, with_given
 from .models import load_model
 from .screen import printable
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def fit_moras(
-    model: Annotated[str, typer.Option(help="A model by name or folder, or testbed.")],
+    model: Model,
     data: Annotated[
         str,
         typer.Option(help="JSONL with text, label, image: harmful and benign; or testbed."),
     ],
-    out: Annotated[Path, typer.Option(file_okay=False, help="The folder for the artifact.")],
+    out: Out,
     prototypes: Annotated[
         str | None,
         typer.Option(help="JSONL of unsafe questions in text alone; testbed with --data testbed."),
@@ -43,7 +43,7 @@ def fit_moras(
     gamma: Annotated[float | None, typer.Option(help="Discount of later tokens.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Tokens compared and steered.")] = None,
     certainty: Annotated[float | None, typer.Option(help="Risk at full similarity.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    device: Device = None,
 ) -> None:
     """Fit MoRAS for a model: no training, a few hundred requests.
 
@@ -76,9 +76,7 @@ def fit_moras(
         )
     save_artifact(out, artifact)
     fitted = {"base": artifact.manifest.settings["base"], **artifact.manifest.results}
-    for name, value in fitted.items():
-        stdout().print(f"{name:<24} {value:.3f}", markup=False)
-    stderr().print(f"artifact: {printable(out)}", markup=False)
+    tell(fitted, "artifact", out)
 
 
 def _settings(model: str, given: dict[str, Any]) -> MorasSettings:
@@ -86,7 +84,7 @@ def _settings(model: str, given: dict[str, Any]) -> MorasSettings:
     from sightrail.guardrails.steering.testbed import TESTBED_SETTINGS
 
     base = TESTBED_SETTINGS if model == "testbed" else MorasSettings()
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    return with_given(base, given)
 
 
 def _examples(data: str, prototypes: str | None) -> tuple[list[Example], list[Example]]:
