@@ -6,6 +6,7 @@ of them costs less; and what works on the first tokens only is not called after 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Together(LogitsProcessor):
             if begin <= length < end:
                 scores = processor(input_ids[:, begin:] if begin else input_ids, scores)
         return scores
+
+
+# `generate` asks for it at every token, and finding it out anew takes longer than the call itself.
+Together.__call__.__signature__ = inspect.signature(Together.__call__)  # type: ignore[attr-defined]
 
 
 def processors(
