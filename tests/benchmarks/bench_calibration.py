@@ -157,12 +157,31 @@ def clock(run: Callable[[], object], device: str) -> tuple[float, float | None]:
     return seconds, (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else None
 
 
+def cut(config: Any, decoder_layers: int | None) -> None:
+    """Leave only some decoder layers, each as wide as it was, where memory holds no more.
+
+    What a layer costs, and what is changed in it, is the same in all of them.
+    """
+    if decoder_layers is not None:
+        text = config.text_config
+        text.num_hidden_layers = decoder_layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[:decoder_layers]
+
+
 def measure(
-    size: str, *, device: str, dtype: torch.dtype, repeats: int, new_tokens: int
+    size: str,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    repeats: int,
+    new_tokens: int,
+    decoder_layers: int | None = None,
 ) -> dict[str, Any]:
     """Run all ways in turn and report medians and ratios."""
     torch.manual_seed(0)
     config, extra, pictures = SIZES[size]()
+    cut(config, decoder_layers)
     with torch.device(device):
         model = transformers.AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     prompt, spans = make_prompt(extra, pictures, model)
@@ -211,6 +230,7 @@ def measure(
         "picture_tokens": pictures,
         "instruction_tokens": INSTRUCTION,
         "new_tokens": new_tokens,
+        "decoder_layers": tower.depth,
         "layers": list(resolve_layers(CALIBRATION, tower.depth, tower.self_attention)),
         "repeats": {"prefill": 5 * repeats, "whole": repeats},
         **parts,
@@ -240,6 +260,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--decoder-layers", type=int, help="of this width; a multiple of 3 keeps the band's share"
+    )
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     name = given.dtype or ("bfloat16" if given.device.startswith("cuda") else "float32")
@@ -249,6 +272,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         dtype=getattr(torch, name),
         repeats=given.repeats,
         new_tokens=given.new_tokens,
+        decoder_layers=given.decoder_layers,
     )
     text = json.dumps(result, indent=1)
     print(text)

@@ -50,21 +50,7 @@ class Adapter:
 
     def edits(self, positions: int) -> dict[str, LinearEdit]:
         """Edits for one request that add the adapter at the first ``positions`` positions."""
-        return {name: self._edit(pair, positions) for name, pair in self.pairs.items()}
-
-    def _edit(self, pair: Pair, positions: int) -> LinearEdit:
-        down, up = pair
-
-        def edit(x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-            here = positions - doorway.past()
-            if here <= 0:
-                return output
-            if here >= x.shape[1]:
-                return output + low_rank(x, down, up, self.scale)
-            added = low_rank(x[:, :here], down, up, self.scale)
-            return torch.cat([output[:, :here] + added, output[:, here:]], dim=1)
-
-        return edit
+        return {name: AdapterEdit(pair, self.scale, positions) for name, pair in self.pairs.items()}
 
     def check(self, tower: TextTower) -> None:
         """Make sure that every map is there and has the right size.
@@ -81,6 +67,25 @@ class Adapter:
             known = (getattr(weight, "out_features", None), getattr(weight, "in_features", None))
             if known != size and None not in known:
                 raise ArtifactError(f"{name!r} is {known}, the adapter was made for {size}.")
+
+
+@dataclass(frozen=True)
+class AdapterEdit:
+    """Adds the adapter to one linear map, at the first ``until`` positions."""
+
+    pair: Pair
+    scale: float
+    until: int
+
+    def __call__(self, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The output [B, Q, O] for input x [B, Q, I], with the adapter where it acts."""
+        here = self.until - doorway.past()
+        if here <= 0:
+            return output
+        if here >= x.shape[1]:
+            return output + low_rank(x, *self.pair, self.scale)
+        added = low_rank(x[:, :here], *self.pair, self.scale)
+        return torch.cat([output[:, :here] + added, output[:, here:]], dim=1)
 
 
 def adapted_maps(tower: TextTower, targets: Iterable[str]) -> list[str]:

@@ -19,7 +19,7 @@ from ..runtime.generation import request_state
 from ..runtime.interventions import Decision, Interventions
 from ..verdict import Action, Threshold, Verdict
 from .opening import decision_positions, seen_positions
-from .request import ChooseToken, Pieces, PromptWatch
+from .request import ChooseToken, Pieces, PromptWatch, WatchEdit
 from .rule import threshold_for, unsafe_logit
 from .settings import CasaSettings
 from .tokens import check_tokens
@@ -184,7 +184,9 @@ class Casa:
             return Interventions()
         watch = self._watch(prompt, host)
         if self.settings.attention_only:
-            return Interventions(hidden_states=self._looks(watch, host), decisions=watch)
+            return Interventions(
+                hidden_states=self._looks(watch, prompt.length, host), decisions=watch
+            )
         if host.policy.request_action == "allow":
             self._read(prompt, host, watch)
             return Interventions(decisions=watch)
@@ -276,16 +278,19 @@ class Casa:
             for score, v in zip(unsafe, attended, strict=True)
         )
 
-    def _looks(self, watch: PromptWatch, host: Host) -> dict[int, Any]:
+    def _looks(self, watch: PromptWatch, length: int, host: Host) -> dict[int, Any]:
         layer, depth = self.settings.layer, host.inside("Casa").depth
-        if layer != depth:
-            return {layer: watch.see_attended, depth: watch.see_final}
-        return {depth: lambda h, past: watch.see_final(watch.see_attended(h, past), past)}
+        if layer == depth:
+            return {depth: WatchEdit([watch.see_attended, watch.see_final], length)}
+        return {
+            layer: WatchEdit([watch.see_attended], length),
+            depth: WatchEdit([watch.see_final], length),
+        }
 
     def _acting(self, prompt: Prompt, host: Host, watch: PromptWatch) -> Interventions:
         adapter = self._weights(host).adapter
         return Interventions(
-            hidden_states=self._looks(watch, host),
+            hidden_states=self._looks(watch, prompt.length, host),
             # One more position than the prompt: the safety token itself.
             linear={} if adapter is None else adapter.edits(prompt.length + 1),
             logits=[ChooseToken(watch, prompt.length, self._tokens, _is_unsafe)],

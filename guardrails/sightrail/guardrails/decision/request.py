@@ -75,17 +75,15 @@ class PromptWatch:
         """One per row; None until the prompt has passed."""
         return self._decisions
 
-    def see_attended(self, hidden: torch.Tensor, past: int) -> torch.Tensor:
-        """An edit of hidden states that changes nothing."""
+    def see_attended(self, hidden: torch.Tensor, past: int) -> None:
+        """Takes the states that the attention reads."""
         self.attended.take(hidden, past)
-        return hidden
 
-    def see_final(self, hidden: torch.Tensor, past: int) -> torch.Tensor:
-        """The same at the final norm, where the decision falls."""
+    def see_final(self, hidden: torch.Tensor, past: int) -> None:
+        """Takes those of the final norm; with the last of them the decision falls."""
         self.final.take(hidden, past)
         if self._decisions is None and self.final.complete:
             self._decide()
-        return hidden
 
     def _decide(self) -> None:
         logit = self.look(self.attended.joined())
@@ -94,6 +92,25 @@ class PromptWatch:
         here = final[rows, self.decided_at.to(final.device)]
         unsafe = self.weigh(here, logit).sigmoid()
         self._decisions = self.settle(unsafe.tolist(), logit.sigmoid().tolist())
+
+
+@dataclass(frozen=True)
+class WatchEdit:
+    """Shows hidden states to some watchers and leaves them as they are.
+
+    Attributes:
+        watchers: get the states [B, Q, C] and the positions before them.
+        until: length of the prompt; what follows is not watched.
+    """
+
+    watchers: Sequence[Callable[[torch.Tensor, int], None]]
+    until: int
+
+    def __call__(self, hidden: torch.Tensor, past: int) -> torch.Tensor:
+        """The hidden states themselves."""
+        for watch in self.watchers:
+            watch(hidden, past)
+        return hidden
 
 
 class ChooseToken(LogitsProcessor):
