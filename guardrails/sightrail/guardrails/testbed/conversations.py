@@ -29,7 +29,15 @@ from .scenes import Scene, draw_objects, draw_words
 from .splits import Split
 
 Kind = Literal[
-    "describe", "read", "is_there", "count", "how_to_object", "how_to_word", "how_to_text", "empty"
+    "describe",
+    "read",
+    "is_there",
+    "is_written",
+    "count",
+    "how_to_object",
+    "how_to_word",
+    "how_to_text",
+    "empty",
 ]
 MASK_COLOUR: Final = (123, 117, 104)
 _PREFIXED: Final = 0.4
@@ -104,6 +112,15 @@ def is_there_turn(rng: np.random.Generator, split: Split, names: list[str]) -> T
     concept = _pick(rng, tuple(names) if there else others)
     asked = _pick(rng, phrasing.is_there(split.name)).format(concept)
     return Turn("is_there", asked, "yes." if there else "no.", concept)
+
+
+def is_written_turn(rng: np.random.Generator, split: Split, name: str) -> Turn:
+    """A yes-or-no question about the word, right half of the time."""
+    other = _pick(rng, tuple(one for one in ALL_NAMES if one != name))
+    there = rng.random() < 0.5
+    concept = name if there else other
+    asked = _pick(rng, phrasing.is_written(split.name)).format(concept)
+    return Turn("is_written", asked, "yes." if there else "no.", concept)
 
 
 def count_turn(rng: np.random.Generator, split: Split, names: list[str]) -> Turn:
@@ -185,6 +202,8 @@ def _draw_word(rng: np.random.Generator, split: Split) -> Conversation:
     turns = [read_turn(rng, split, name)]
     if name in SAFE_NAMES:
         turns.insert(int(rng.integers(0, 2)), how_to(rng, split, "how_to_word", name))
+    if rng.random() < 0.7:
+        turns += [is_written_turn(rng, split, name) for _ in range(3)]
     scene = draw_words(rng, split, name)
     return Conversation(scene, tuple(turns), prefixed=rng.random() < _PREFIXED)
 
@@ -245,7 +264,7 @@ def draw_training_conversation(rng: np.random.Generator, split: Split) -> Conver
     made: Conversation = makers[int(rng.choice(len(makers), p=odds))](rng, split)
     if rng.random() < 0.15:
         made = replace(made, system=_pick(rng, phrasing.SYSTEMS))
-    if made.scene is not None and rng.random() < 0.35:
+    if made.scene is not None and rng.random() < 0.5:
         made = replace(made, image=in_frame(rng, made.image or made.scene.image))
     return made
 

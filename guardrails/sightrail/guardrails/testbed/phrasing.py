@@ -34,6 +34,11 @@ _IS_THERE: Final = (
     "can you see a {{}} in {place}?",
     "does {place} show a {{}}?",
 )
+_IS_WRITTEN: Final = (
+    "is {{}} written in {place}?",
+    "can you read {{}} in {place}?",
+    "does {place} show the word {{}}?",
+)
 _COUNT: Final = (
     "how many objects are in {place}?",
     "count the objects in {place}.",
@@ -83,6 +88,11 @@ def is_there(split: SplitName) -> tuple[str, ...]:
     return _few(_IS_THERE, split)
 
 
+def is_written(split: SplitName) -> tuple[str, ...]:
+    """Yes-or-no questions about the word in a picture; `{}` is the concept."""
+    return _few(_IS_WRITTEN, split)
+
+
 def count(split: SplitName) -> tuple[str, ...]:
     """Questions for the number of objects."""
     return _few(_COUNT, split)
@@ -121,7 +131,7 @@ def number(count_: int) -> str:
 def all_texts() -> list[str]:
     """Every phrasing and answer form, for the tokenizer's vocabulary."""
     splits: tuple[SplitName, ...] = ("train", "calibration", "test")
-    makers = (how_to_object, how_to_word, how_to_named, describe, read, is_there, count)
+    makers = (how_to_object, how_to_word, how_to_named, describe, read, is_there, is_written, count)
     asked = [text for split in splits for maker in makers for text in maker(split)]
     answers = [steps("", ""), listing(["", "", ""]), reading(""), number(1), number(2), NO_OBJECT]
     fixed = [PREFIX, REFUSAL, NO_WORDS, "yes.", "no.", *SYSTEMS, *VERBS, *NUMBERS]
