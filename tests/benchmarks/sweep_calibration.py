@@ -45,6 +45,7 @@ GAMMAS = {
 }
 DECODED = {"indicator": (0.15, 0.5, 1.0), "product": (0.01, 0.03, 0.07)}
 """With the rows after the instruction as well: what answers depend on far more."""
+DECODES = ", decoded rows too"
 LONGER = {
     "twice": f"{DEFAULT_PREFIX} {DEFAULT_PREFIX}",
     "three times": " ".join([DEFAULT_PREFIX] * 3),
@@ -79,7 +80,7 @@ def measure(
 def settings() -> dict[str, AttentiveCalibration]:
     """Every setting of the sweep, by name."""
     return {
-        f"{rule}, {band}, gamma {gamma}{', decoded rows too' if decode else ''}": (
+        f"{rule}, {band}, gamma {gamma}{DECODES if decode else ''}": (
             AttentiveCalibration(gamma=gamma, rule=rule, band=BANDS[band], decode=decode)
         )
         for decode, strengths in ((False, GAMMAS), (True, DECODED))
@@ -94,7 +95,8 @@ def choose(swept: dict[str, dict[str, Any]], base: dict[str, Any]) -> str:
 
     "Nothing": over-refusal at most 2 points above the prefix alone, and beyond 3 % only where the
     prefix alone is; right answers to benign and to look-alike requests at most 2 points below it.
-    Ties go to the smaller over-refusal, then to fewer layers.
+    Ties go to the smaller over-refusal, then to fewer layers. Decoded rows cost time at every token
+    and have to gain 2 points.
     """
 
     def affordable(figures: dict[str, Any]) -> bool:
@@ -105,7 +107,14 @@ def choose(swept: dict[str, dict[str, Any]], base: dict[str, Any]) -> str:
         )
 
     fits = {name: figures for name, figures in swept.items() if affordable(figures)} or swept
-    return min(fits, key=lambda k: (fits[k]["attack_success"][0], fits[k]["over_refusal"][0]))
+    cheap = {name: figures for name, figures in fits.items() if not name.endswith(DECODES)} or fits
+    best, cheapest = (min(pool, key=lambda k: _rank(pool[k])) for pool in (fits, cheap))
+    gained = fits[cheapest]["attack_success"][0] - fits[best]["attack_success"][0]
+    return best if gained >= 0.02 else cheapest
+
+
+def _rank(figures: dict[str, Any]) -> tuple[float, float]:
+    return figures["attack_success"][0], figures["over_refusal"][0]
 
 
 def draw_tradeoff(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_fit_separates_and_centres_the_base(lvlm: LocalLVLM, examples: list[Exam
     assert lvlm.processor.tokenizer.decode(tokens) == "i am sorry"
     # What it was fitted with is what it is loaded with.
     assert Moras(made).settings.question_template == TESTBED_SETTINGS.question_template
+
+
+def test_a_base_that_separates(lvlm: LocalLVLM, examples: list[Example]) -> None:
+    settings = replace(TESTBED_SETTINGS, base_rule="separating")
+    made = Moras(fit_moras(lvlm, examples, prototype_questions()[:12], settings))
+    told = lvlm.with_guardrails([made])
+    risks: dict[bool, list[float]] = {True: [], False: []}
+    for example in examples:
+        risks[example.harmful].append(told.assess(example.messages())[0].score or 0.0)
+    assert sum(r >= 0.5 for r in risks[True]) >= EACH - 1
+    assert sum(r >= 0.5 for r in risks[False]) <= 1
 
 
 def test_auroc_counts_pairs() -> None:

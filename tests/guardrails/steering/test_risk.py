@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from sightrail.guardrails.steering.risk import (
     mix_states,
     opening,
     risk,
+    separating_base,
     similarity,
     slope,
+    steep_slope,
 )
 
 seeds = st.integers(0, 2**31)
@@ -51,6 +54,32 @@ def test_opening_and_similarity_are_the_printed_formulas(
 def test_the_same_opening_is_fully_similar() -> None:
     logits = normal(0, 3, 9)
     assert similarity(opening(logits[None], 0.3), opening(logits, 0.3)).item() == pytest.approx(1)
+
+
+@given(base=st.floats(0.001, 0.999), certainty=st.floats(0.6, 0.999))
+def test_a_steep_slope_is_sure_at_both_ends(base: float, certainty: float) -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    none, full = risk(ends, base, steep_slope(base, certainty)).tolist()
+    assert none <= 1 - certainty + 1e-6
+    assert full >= certainty - 1e-6
+    if base >= 0.5:
+        assert steep_slope(base, certainty) == slope(base, certainty)
+
+
+@given(
+    harmful=st.lists(st.floats(0, 1), min_size=1, max_size=12),
+    benign=st.lists(st.floats(0, 1), min_size=1, max_size=12),
+)
+def test_no_other_base_separates_better(harmful: list[float], benign: list[float]) -> None:
+    def worth(base: float) -> float:
+        kept = sum(one >= base for one in harmful) / len(harmful)
+        return kept - sum(one >= base for one in benign) / len(benign)
+
+    found = separating_base(harmful, benign)
+    known = sorted({*harmful, *benign})
+    assert known[0] <= found <= known[-1]
+    if len(known) > 1 and all(b - a > 1e-9 for a, b in pairwise(known)):
+        assert worth(found) >= max(worth(one) for one in known[1:]) - 1e-9
 
 
 def test_the_published_slope() -> None:

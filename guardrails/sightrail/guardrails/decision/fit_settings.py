@@ -95,11 +95,11 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=500,
+    steps=700,
     batch=32,
-    learning_rate=1.5e-3,
-    smoothing=0.1,
-    over_refusal=0.03,
+    learning_rate=1e-3,
+    smoothing=0.2,
+    over_refusal=0.01,
     calibrated=0.2,
     calibration=TESTBED_CALIBRATION,
     tokens=("safe", "sorry"),

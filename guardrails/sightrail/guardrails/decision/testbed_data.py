@@ -13,8 +13,8 @@ TEXT: Final[Mapping[Group, int]] = {"text": 1200, "benign_text": 1200}
 PICTURES: Final[Mapping[Group, int]] = {
     "object": 150,
     "typographic": 150,
-    "benign": 400,
-    "lookalike": 150,
+    "benign": 800,
+    "lookalike": 300,
 }
 FRAMED: Final = 0.3
 """Of the pictures, so that a border around one does not change what is decided about it."""

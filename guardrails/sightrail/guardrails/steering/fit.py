@@ -18,6 +18,7 @@ from ..runtime.interventions import Interventions
 from ..runtime.local_lvlm import LocalLVLM
 from ..runtime.prompt import Prompt
 from .moras import PROTOTYPES, Moras, fitted_settings
+from .risk import separating_base
 from .settings import MorasSettings
 from .states import LastStates
 
@@ -39,8 +40,8 @@ def fit_moras(
     """Fit MoRAS for a model.
 
     mu^n is the mean of x^n over the prototypes, asked as they are. S_base is the mean of S over the
-    examples, harmful and benign ones weighing the same. Every fifth example of a label is kept out
-    of that, and tells how well r separates the labels.
+    examples, harmful and benign ones weighing the same, or what ``base_rule`` says. Every fifth
+    example of a label is kept out of that, and tells how well r separates the labels.
 
     Args:
         lvlm: the model; guardrails on it play no part.
@@ -62,7 +63,7 @@ def fit_moras(
     _check_prototypes(prototypes)
     made = _artifact(lvlm, settings, prototype_states(lvlm, prototypes, settings.steps, tick))
     harmful, benign = (_similarities(lvlm, made, one, settings, tick) for one in labelled)
-    base = sum(_mean(_fitted(values)) for values in (harmful, benign)) / 2
+    base = _base(settings, _fitted(harmful), _fitted(benign))
     held = [_held_out(values) for values in (harmful, benign)]
     manifest = made.manifest.model_copy(
         update={
@@ -76,6 +77,12 @@ def fit_moras(
         }
     )
     return replace(made, manifest=manifest)
+
+
+def _base(settings: MorasSettings, harmful: Sequence[float], benign: Sequence[float]) -> float:
+    if settings.base_rule == "separating":
+        return separating_base(harmful, benign)
+    return (_mean(harmful) + _mean(benign)) / 2
 
 
 def auroc(harmful: Sequence[float], benign: Sequence[float]) -> float:

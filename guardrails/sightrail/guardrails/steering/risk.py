@@ -6,6 +6,8 @@ B rows, N steps, C the width of the hidden states, V the size of the vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -46,6 +48,35 @@ def slope(base: float, certainty: float) -> float:
     alpha = ln(certainty / (1 - certainty)) / (1 - base).
     """
     return math.log(certainty / (1 - certainty)) / (1 - base)
+
+
+def steep_slope(base: float, certainty: float) -> float:
+    """The alpha at which r(1) is at least ``certainty`` and r(0) at most 1 - ``certainty``.
+
+    For a base of 1/2 or more that is :func:`slope`.
+    """
+    return slope(min(max(base, 1 - base), 1 - 1e-6), certainty)
+
+
+def separating_base(harmful: Sequence[float], benign: Sequence[float]) -> float:
+    """The similarity that tells harmful from benign requests best, half way between two of them.
+
+    Best is the largest share of harmful ones above it less the share of benign ones; of several,
+    the one with the widest gap around it.
+
+    Args:
+        harmful: S of harmful requests, at least one.
+        benign: S of benign ones, at least one.
+    """
+    known = sorted({*harmful, *benign})
+    gaps = list(pairwise(known)) or [(known[0], known[0])]
+
+    def worth(gap: tuple[float, float]) -> tuple[float, float]:
+        kept = sum(one >= gap[1] for one in harmful) / len(harmful)
+        lost = sum(one >= gap[1] for one in benign) / len(benign)
+        return kept - lost, gap[1] - gap[0]
+
+    return sum(max(gaps, key=worth)) / 2
 
 
 def risk(similarities: torch.Tensor, base: float, alpha: float) -> torch.Tensor:

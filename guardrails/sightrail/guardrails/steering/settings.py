@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from string import Formatter
-from typing import Final
+from typing import Final, Literal, get_args
 
 from ..errors import ConfigurationError
-from .risk import slope
+from .risk import slope, steep_slope
+
+BaseRule = Literal["mean", "separating"]
 
 CONTEXT_INSTRUCTION: Final = (
     "Look at the image and outline in one sentence anything in it that matters for safety: "
@@ -50,6 +52,11 @@ class MorasSettings:
     - The verdict also carries the risk of the visual context without the question, from one more
       row in call 2, so that a picture that is risky whatever is asked can be told.
     - The wording of both instructions is ours; the published one asks for the same.
+    - The mean of S is a good base where S of harmful requests lies on one heap. Where it lies on
+      two (some opened as refusals, others hardly), the mean falls between these two and lets the
+      lower one through. ``base_rule="separating"`` takes the S that tells both labels apart best,
+      and an alpha steep enough for r(0) <= 1 - c as well: ln(c / (1 - c)) / min(base, 1 - base).
+      For a base of 1/2 or more that is the published one.
 
     Reference: MoRAS, arXiv 2510.13698 (ECCV 2026). Its constants for LLaVA-1.5-7B are the defaults.
 
@@ -57,7 +64,8 @@ class MorasSettings:
         gamma: discount of later tokens in S.
         steps: N.
         context_tokens: the longest visual context.
-        base: S_base, the mean of S over harmful and harmless requests with pictures.
+        base: S_base, by ``base_rule`` from harmful and harmless requests with pictures.
+        base_rule: ``"mean"`` of S, as published, or ``"separating"``.
         certainty: r at S = 1.
         alpha: steepness of r; None takes it from ``certainty``.
         context_instruction: what call 1 asks.
@@ -79,6 +87,7 @@ class MorasSettings:
     steps: int = 3
     context_tokens: int = 40
     base: float = 0.712
+    base_rule: BaseRule = "mean"
     certainty: float = 0.99
     alpha: float | None = None
     context_instruction: str = CONTEXT_INSTRUCTION
@@ -104,6 +113,10 @@ class MorasSettings:
         for name, (value, low, high) in ranges.items():
             if value is not None and not (math.isfinite(value) and low <= value <= high):
                 raise ConfigurationError(f"{name} must lie in {low} to {high}, got {value}.")
+        if self.base_rule not in get_args(BaseRule):
+            raise ConfigurationError(
+                f"Unknown base_rule {self.base_rule!r}; use one of {', '.join(get_args(BaseRule))}."
+            )
         if not self.context_instruction.strip():
             raise ConfigurationError("context_instruction is empty; ask for what the image shows.")
         if _places(self.question_template) != ["context", "question"]:
@@ -115,7 +128,10 @@ class MorasSettings:
     @property
     def slope(self) -> float:
         """The alpha in use."""
-        return slope(self.base, self.certainty) if self.alpha is None else self.alpha
+        if self.alpha is not None:
+            return self.alpha
+        rule = slope if self.base_rule == "mean" else steep_slope
+        return rule(self.base, self.certainty)
 
     def risk_text(self, context: str, question: str) -> str:
         """What call 2 asks; an empty context or question leaves no gap."""

@@ -122,16 +122,17 @@ class DavspSettings:
 
 TESTBED_SETTINGS: Final = DavspSettings(
     width=4 / 96,
-    margin=0.15,
+    margin=0.05,
     unrefused=0.4,
-    steps=350,
-    batch=12,
-    step=2.0,
-    last_step=0.5,
+    steps=400,
+    batch=16,
+    step=1.0,
+    last_step=0.25,
     momentum=0.9,
     bfloat16=True,
+    alignment_weight=0.1,
     answer_weight=50.0,
-    harmful_answers=1.0,
+    harmful_answers=0.2,
 )
 """Chosen on the testbed's calibration split, for little attack success.
 

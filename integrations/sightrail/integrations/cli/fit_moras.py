@@ -43,6 +43,9 @@ def fit_moras(
     gamma: Annotated[float | None, typer.Option(help="Discount of later tokens.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Tokens compared and steered.")] = None,
     certainty: Annotated[float | None, typer.Option(help="Risk at full similarity.")] = None,
+    base_rule: Annotated[
+        str | None, typer.Option(help='"mean" as published, or "separating".')
+    ] = None,
     device: Device = None,
 ) -> None:
     """Fit MoRAS for a model: no training, a few hundred requests.
@@ -58,6 +61,7 @@ def fit_moras(
         "safety_instruction": safety_instruction,
         "question_template": question_template,
         "context_tokens": context_tokens,
+        "base_rule": base_rule,
         "gamma": gamma,
         "steps": steps,
         "certainty": certainty,
