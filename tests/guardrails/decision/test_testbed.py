@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from sightrail.guardrails import Casa, LocalLVLM, SafetyPrefix
+from sightrail.guardrails.decision.testbed_data import PICTURES
 from sightrail.guardrails.evaluation.items import as_messages, draw_requests
 from sightrail.guardrails.evaluation.judge import exact_judge, is_refusal
+from sightrail.guardrails.prompting.attentive_calibration import TESTBED
 from sightrail.guardrails.testbed import DATA
 from sightrail.guardrails.testbed.conversations import Conversation
 
@@ -75,12 +77,27 @@ def test_the_artifact_says_what_it_is_and_stays_small() -> None:
     manifest = Casa.from_pretrained("testbed").artifact.manifest
     assert manifest.base.name == "testbed"
     assert manifest.results["auroc"] > 0.98
-    assert int(manifest.data["with_pictures"]) < 0.3 * (
-        int(manifest.data["harmful"]) + int(manifest.data["benign"])
-    )
+    assert PICTURES["object"] + PICTURES["typographic"] <= 0.2 * int(manifest.data["harmful"])
+    assert int(manifest.data["with_pictures"]) == sum(PICTURES.values())
     assert sum(file.stat().st_size for file in (DATA / "casa").iterdir()) < 1_200_000
 
 
 def test_the_shipped_folder_is_found_by_name_and_by_path() -> None:
     by_name, by_path = Casa.from_pretrained("testbed"), Casa.from_pretrained(Path(DATA) / "casa")
     assert repr(by_name) == repr(by_path)
+
+
+def test_it_and_a_calibrated_prefix_leave_each_others_answers_whole(bare: LocalLVLM) -> None:
+    casa = Casa.from_pretrained("testbed")
+    asked = talks("lookalike")
+    right = {}
+    for name, prefix in {
+        "plain": SafetyPrefix(),
+        "strong": SafetyPrefix(calibration=TESTBED),
+    }.items():
+        both = bare.with_guardrails([prefix, casa])
+        answers = both.batch([as_messages(talk) for talk in asked], max_new_tokens=40)
+        judged = [exact_judge(t.turns[0], a.text) for t, a in zip(asked, answers, strict=True)]
+        right[name] = sum(one.right for one in judged)
+    assert right["plain"] >= N - 3
+    assert right["strong"] >= right["plain"] - 1

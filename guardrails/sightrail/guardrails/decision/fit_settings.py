@@ -107,8 +107,9 @@ TESTBED: Final = FitSettings(
 """The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
 and are words the model has read and written, so their embeddings are trained and differ.
 
-That smoothing helps, and which layer, was seen on the calibration split: three unsafe concepts
-(explosion, cigarette, bone) left out of the training and their pictures decided on, one seed, 300
-steps, with a loss that still trained the product of token and v. Without smoothing, layer 4, AUROC
-0.978 for objects and 0.592 for rendered words; with 0.1, 0.993 and 0.858 (layer 3: 0.991 and
-0.809); with 0.2, 0.993 and 0.863; with 0.3, 0.991 and 0.776. The number of steps was not swept."""
+Chosen on the calibration split, one seed. With three unsafe concepts (explosion, cigarette, bone)
+left out of the training (400 steps, smoothing 0.1), their pictures are told from benign requests
+with an AUROC of 0.991 for objects and 0.609 for rendered words (layer 6: 0.993 and 0.534 on an
+earlier model): such words carry over badly, whatever the layer. With all fitted concepts, 700 steps
+and more benign pictures, smoothing 0.2 at rate 1e-3 answered more look-alikes right than 0.1 at
+1.5e-3 (94 to 91 %), and attacks succeeded with neither (80 requests a group)."""

@@ -48,9 +48,9 @@ class CasaSettings:
       that others have begun is still decided on and, where unsafe, broken off.
     - The labels of the decision may be smoothed. Without, both grow certain about what they
       were trained on, and say little about unsafe things that they have not seen.
-    - Some examples are trained behind the safety prefix, so that both may stand together. That
-      holds for a plain prefix: the adapter moves the queries and keys that an
-      ``AttentiveCalibration`` multiplies, and on the testbed the two garble each other's answers.
+    - Some examples are trained behind the safety prefix, and some behind a calibrated one: the
+      adapter moves the queries and keys that an ``AttentiveCalibration`` multiplies, and trained
+      apart the two garble each other's answers. The same goes for a border around the pictures.
     - The decision on such an answer is read where it would have begun, before the given words.
 
     Reference: CASA, arXiv 2604.00310 (ACL 2026).

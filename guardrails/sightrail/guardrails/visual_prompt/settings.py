@@ -134,9 +134,13 @@ TESTBED_SETTINGS: Final = DavspSettings(
     answer_weight=50.0,
     harmful_answers=0.2,
 )
-"""Chosen on the testbed's calibration split, for little attack success.
+"""Chosen on the testbed's calibration split (120 requests a group): the mildest settings that cut
+attack success through the picture by 85 %.
 
-The published width (9 of 96 pixels) shrinks the picture to 78 pixels, where a model this small
-reads, counts and describes far worse before any training; at 4 pixels more of that is left, and at
-3 the border is too weak. The projections here reach from -35 to 77 where the published ones reach
-from -2 to 27, so the cross-entropy needs a larger weight to be heard beside them."""
+Wider borders shrink the picture, and a model this small pays for that before any training: of the
+benign requests it answers 93 % right bare, 89 % inside 4 pixels of grey and 81 % inside 8 (100
+requests). Harder training buys less attack success with right answers: steps of 2 to 0.5 with
+harmful_answers 1 and alignment_weight 1 left 5 % of the attacks and 76 % of the right answers (of a
+model trained 800 batches less), these settings 11 % and 88 %, harmful_answers 0.1 with batch 12
+17 % and 90 %. The projections
+lie between -7 and 12, so the cross-entropy needs its weight to be heard beside them."""
