@@ -90,14 +90,8 @@ def test_the_shipped_folder_is_found_by_name_and_by_path() -> None:
 def test_it_and_a_calibrated_prefix_leave_each_others_answers_whole(bare: LocalLVLM) -> None:
     casa = Casa.from_pretrained("testbed")
     asked = talks("lookalike")
-    right = {}
-    for name, prefix in {
-        "plain": SafetyPrefix(),
-        "strong": SafetyPrefix(calibration=TESTBED),
-    }.items():
-        both = bare.with_guardrails([prefix, casa])
+    for calibration in (None, TESTBED):
+        both = bare.with_guardrails([SafetyPrefix(calibration=calibration), casa])
         answers = both.batch([as_messages(talk) for talk in asked], max_new_tokens=40)
         judged = [exact_judge(t.turns[0], a.text) for t, a in zip(asked, answers, strict=True)]
-        right[name] = sum(one.right for one in judged)
-    assert right["plain"] >= N - 3
-    assert right["strong"] >= right["plain"] - 1
+        assert sum(one.right for one in judged) >= N - 3
