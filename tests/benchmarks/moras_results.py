@@ -3,7 +3,8 @@
     python tests/benchmarks/moras_results.py --out docs/moras.json --plot docs/moras.png
 
 Test split, seed 0; every stack answers the same requests, greedy. Stacks: the bare model, MoRAS,
-MoRAS with a binary risk, MoRAS whose base was calibrated on text alone, and GuardAlign with MoRAS.
+MoRAS with a binary risk, MoRAS whose base is the mean of S as published, MoRAS whose base was
+calibrated on text alone, and GuardAlign with MoRAS.
 ``--only`` measures some of them and leaves the file's other figures. ``wordings`` lists what each
 wording of the calls gave on the calibration split.
 """
@@ -33,6 +34,7 @@ from sightrail.guardrails.steering.testbed import (
 )
 from sightrail.guardrails.testbed.concepts import HELD_OUT
 from sightrail.guardrails.testbed.conversations import Conversation
+from sightrail.guardrails.testbed.phrasing import PREFIX
 
 GROUPS = (*ATTACKS, *BENIGN)
 CHUNK = 25
@@ -41,7 +43,7 @@ WORDINGS = [
     (context, template, safety)
     for context in ("read the image.", "describe the image.")
     for template in ("{context} {question}", "{question} {context}")
-    for safety in (TESTBED_SETTINGS.safety_instruction, "")
+    for safety in (TESTBED_SETTINGS.safety_instruction, PREFIX, "")
 ]
 Requests = dict[str, list[Conversation]]
 
@@ -133,6 +135,12 @@ def wordings(bare: LocalLVLM) -> list[dict[str, Any]]:
     return tried
 
 
+def published_base(bare: LocalLVLM) -> Moras:
+    """MoRAS with the mean of S as its base."""
+    settings = replace(TESTBED_SETTINGS, base_rule="mean")
+    return Moras(fit_moras(bare, calibration_examples(), prototype_questions(), settings))
+
+
 def text_only_artifact(bare: LocalLVLM) -> Moras:
     """MoRAS with S_base from requests in text alone."""
     artifact = fit_moras(
@@ -177,6 +185,7 @@ def stacks(bare: LocalLVLM) -> dict[str, Callable[[], list[Any]]]:
         "moras": lambda: [Moras.from_pretrained("testbed")],
         "bare": list,
         "moras_binary": lambda: [Moras.from_pretrained("testbed", binary=True)],
+        "moras_mean_base": lambda: [published_base(bare)],
         "moras_text_calibrated": lambda: [text_only_artifact(bare)],
         "guardalign+moras": with_guardalign,
     }
