@@ -58,7 +58,10 @@ def stacks(chosen: argparse.Namespace) -> dict[str, list[Any]]:
 
 
 def cost(bare: LocalLVLM, border: VisualSafetyPrompt, n: int) -> dict[str, dict[str, float]]:
-    """Time of one answer as a ratio to the bare model's, the ways taking turns."""
+    """CPU time of one answer as a ratio to the bare model's, the ways taking turns.
+
+    The process's own time, which a busy machine distorts less than the clock on the wall.
+    """
     ways = {
         "bare": bare,
         "border alone": bare.with_guardrails([replace(border, text=None)]),
@@ -68,10 +71,10 @@ def cost(bare: LocalLVLM, border: VisualSafetyPrompt, n: int) -> dict[str, dict[
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number, talk in enumerate(draw_requests("lookalike", n + 1, "test", 0)):
         for name, lvlm in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             lvlm.chat(as_messages(talk), max_new_tokens=ANSWER_TOKENS)
             if number:  # the first one only warms up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     ratios = {name: ratio_of_medians(taken, seconds["bare"]) for name, taken in seconds.items()}
     return {
         name: {"ratio": value, "low": low, "high": high, "n": n}
