@@ -76,7 +76,8 @@ def separating_base(harmful: Sequence[float], benign: Sequence[float]) -> float:
         lost = sum(one >= gap[1] for one in benign) / len(benign)
         return kept - lost, gap[1] - gap[0]
 
-    return sum(max(gaps, key=worth)) / 2
+    below, above = max(gaps, key=worth)
+    return (below + above) / 2
 
 
 def risk(similarities: torch.Tensor, base: float, alpha: float) -> torch.Tensor:
