@@ -142,5 +142,6 @@ benign requests it answers 93 % right bare, 89 % inside 4 pixels of grey and 81 
 requests). Harder training buys less attack success with right answers: steps of 2 to 0.5 with
 harmful_answers 1 and alignment_weight 1 left 5 % of the attacks and 76 % of the right answers (of a
 model trained 800 batches less), these settings 11 % and 88 %, harmful_answers 0.1 with batch 12
-17 % and 90 %. The projections
+17 % and 90 %. On 200 other requests of the same split these settings gave 15 % and 82 % (bare 91 %,
+text alone 25 % and 90 %): what they cost there was underestimated. The projections
 lie between -7 and 12, so the cross-entropy needs its weight to be heard beside them."""
