@@ -97,3 +97,18 @@ async def test_a_cancelled_task_ends_the_calls_before_its_answer(
             await asyncio.sleep(0.01)
     assert (len(made), seen) == (3, [])
     assert await lvlm.achat(messages, **SHORT) == expected
+
+
+def test_a_stream_that_ends_does_not_cancel_the_others_of_its_event(
+    bare: LocalLVLM, messages: Any
+) -> None:
+    ours = threading.Event()
+    whole = bare.chat(messages, **SHORT).text
+    for _ in range(2):
+        assert list(bare.stream(messages, cancel=ours, **SHORT))[-1].answer.text == whole
+    with contextlib.closing(bare.stream(messages, cancel=ours, **SHORT)) as closed_early:
+        next(closed_early)
+    assert not ours.is_set()
+    ours.set()
+    cut = list(bare.stream(messages, cancel=ours, **SHORT))[-1].answer
+    assert len(cut.text) < len(whole)

@@ -26,6 +26,7 @@ from .options import read_options
 from .pipeline import Pipeline
 from .pixel_parity import seen_by
 from .prompt import PromptBuilder
+from .stopping import StreamCancel
 from .streaming import Stepwise
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class LocalLVLM:
         Args:
             messages: as for :meth:`chat`.
             cancel: once set, from any thread, the stream ends after the token at work, even if that
-                is a guardrail's own, from before the answer.
+                is a guardrail's own, from before the answer. It may serve many streams.
             options: as for :meth:`chat`; one beam only.
 
         Raises:
@@ -215,7 +216,7 @@ class LocalLVLM:
         """
         settings = read_options(**options)
         conversation = read_messages(messages)
-        yield from self._pipeline.stream(conversation, settings, cancel or threading.Event())
+        yield from self._pipeline.stream(conversation, settings, StreamCancel(cancel))
 
     def assess(self, messages: Messages) -> tuple[Verdict, ...]:
         """What the guardrails say about a conversation, without an answer.

@@ -47,6 +47,21 @@ class Abandoned(Exception):  # noqa: N818 - an end that somebody asked for, no e
     """
 
 
+class StreamCancel(threading.Event):
+    """One stream's end: set by itself, or by an event of the caller, which it never sets.
+
+    The caller's event may belong to many streams; one that ends must not end the others.
+    """
+
+    def __init__(self, caller: threading.Event | None = None) -> None:
+        super().__init__()
+        self._caller = caller
+
+    def is_set(self) -> bool:
+        """Whether this stream has ended, or the caller wants it to."""
+        return super().is_set() or (self._caller is not None and self._caller.is_set())
+
+
 class Cancelled(StoppingCriteria):
     """Finish every row once one of the events is set: the reader of a stream went away."""
 
