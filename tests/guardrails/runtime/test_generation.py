@@ -273,6 +273,33 @@ async def test_cancelling_a_task_ends_its_stream(lvlm: LocalLVLM) -> None:
     assert not _stream_threads()
 
 
+async def test_cancelling_a_task_ends_its_answer(lvlm: LocalLVLM) -> None:
+    steps: list[float] = []
+    counting = lvlm.model.register_forward_pre_hook(lambda *_: steps.append(time.monotonic()))
+    try:
+        task = asyncio.create_task(lvlm.achat(ASK, max_new_tokens=1900, min_new_tokens=1900))
+        while not steps:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        seen = -1
+        while seen != len(steps):
+            seen = len(steps)
+            await asyncio.sleep(0.5)
+    finally:
+        counting.remove()
+    assert len(steps) < 1900
+
+
+async def test_an_async_stream_ends_when_its_caller_says_so(lvlm: LocalLVLM) -> None:
+    cancel, pieces = threading.Event(), 0
+    async for _ in lvlm.astream(ASK, cancel=cancel, max_new_tokens=1900, min_new_tokens=1900):
+        pieces += 1
+        cancel.set()
+    assert 0 < pieces < 100
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield

@@ -242,19 +242,29 @@ class LocalLVLM:
         return await asyncio.to_thread(self.assess, messages)
 
     async def achat(self, messages: Messages, **options: Any) -> Answer:
-        """:meth:`chat` in a worker thread."""
-        return await asyncio.to_thread(self.chat, messages, **options)
+        """:meth:`chat` in a worker thread; cancelling the task ends it after the token at work."""
+        return (await self.abatch([messages], **options))[0]
 
     async def abatch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
-        """:meth:`batch` in a worker thread."""
-        return await asyncio.to_thread(self.batch, messages, **options)
+        """:meth:`batch` in a worker thread; cancelling the task ends it after the token at work."""
+        settings, cancel = read_options(**options), threading.Event()
+
+        def answer() -> list[Answer]:
+            conversations = [read_messages(one) for one in messages]
+            return self._pipeline.answer_all(conversations, settings, cancel)
+
+        try:
+            return await asyncio.to_thread(answer)
+        except asyncio.CancelledError:
+            cancel.set()  # the thread cannot be cancelled, its generation can
+            raise
 
     async def astream(
-        self, messages: Messages, **options: Any
+        self, messages: Messages, *, cancel: threading.Event | None = None, **options: Any
     ) -> AsyncGenerator[AnswerChunk, None]:
         """:meth:`stream`, each step in a worker thread."""
-        cancel = threading.Event()
-        chunks = Stepwise(self.stream(messages, cancel=cancel, **options), cancel)
+        ended = StreamCancel(cancel)
+        chunks = Stepwise(self.stream(messages, cancel=ended, **options), ended)
         try:
             while (chunk := await asyncio.to_thread(chunks.next)) is not None:
                 yield chunk

@@ -63,9 +63,16 @@ class Pipeline:
         return replace(prompt, originals=tuple(conversations))
 
     def answer_all(
-        self, conversations: Sequence[Conversation], options: GenerationOptions
+        self,
+        conversations: Sequence[Conversation],
+        options: GenerationOptions,
+        cancel: threading.Event | None = None,
     ) -> list[Answer]:
-        """Answer conversations in as few runs as the model allows."""
+        """Answer conversations in as few runs as the model allows.
+
+        Raises:
+            Abandoned: ``cancel`` was set meanwhile; what was answered is no answer.
+        """
         screened = [self.screen(conversation) for conversation in conversations]
         answers: dict[int, Answer] = {
             row: self.refusal(item.verdicts)
@@ -74,7 +81,9 @@ class Pipeline:
         }
         for rows in _runs(screened, mixed=mixes_picture_counts(self.host.model)):
             prompt = self.prompt([c for row in rows if (c := screened[row].conversation)])
-            generated = self.generate(prompt, options)
+            generated = self.generate(prompt, options, cancel=cancel)
+            if cancel is not None and cancel.is_set():
+                raise Abandoned
             for row, one in zip(rows, generated, strict=True):
                 answers[row] = self.answer(one, screened[row].verdicts, options)
         return [answers[row] for row in range(len(conversations))]
