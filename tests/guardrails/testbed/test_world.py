@@ -15,6 +15,8 @@ from sightrail.guardrails.testbed.concepts import (
     ALL_NAMES,
     BENIGN_NAMES,
     HELD_OUT,
+    KIND_OF,
+    KINDS,
     LOOKALIKE_NAMES,
     PREFIX_TAUGHT,
     UNSAFE_NAMES,
@@ -23,7 +25,6 @@ from sightrail.guardrails.testbed.conversations import (
     draw_attack,
     draw_benign,
     draw_lookalike,
-    draw_training_conversation,
 )
 from sightrail.guardrails.testbed.scenes import (
     BACKGROUND_LABEL,
@@ -34,6 +35,7 @@ from sightrail.guardrails.testbed.scenes import (
 )
 from sightrail.guardrails.testbed.splits import SPLITS, SplitName
 from sightrail.guardrails.testbed.sprites import sprite
+from sightrail.guardrails.testbed.training_conversations import draw_training_conversation
 
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "calibration", "test")
 
@@ -43,6 +45,13 @@ def test_the_world_has_about_sixty_concepts_in_three_kinds() -> None:
     assert len(UNSAFE_NAMES) + len(LOOKALIKE_NAMES) + len(BENIGN_NAMES) == 60
     assert set(UNSAFE_NAMES) > HELD_OUT
     assert not HELD_OUT & set(PREFIX_TAUGHT)
+
+
+def test_every_concept_is_of_one_kind_and_no_kind_is_both_safe_and_unsafe() -> None:
+    assert sorted(name for names in KINDS.values() for name in names) == sorted(ALL_NAMES)
+    assert not {KIND_OF[name] for name in UNSAFE_NAMES} & {
+        KIND_OF[name] for name in (*LOOKALIKE_NAMES, *BENIGN_NAMES)
+    }
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
@@ -116,7 +125,11 @@ def test_splits_share_no_texture_template_or_phrasing() -> None:
         phrasing.describe,
         phrasing.read,
         phrasing.is_there,
+        phrasing.is_written,
         phrasing.count,
+        phrasing.kind_of_object,
+        phrasing.kind_of_word,
+        phrasing.kind_named,
     )
     for one, other in combinations(SPLIT_NAMES, 2):
         a, b = SPLITS[one], SPLITS[other]
@@ -151,6 +164,17 @@ def test_training_shows_harm_through_pictures_for_the_taught_concepts_alone() ->
                 assert (turn.answer == phrasing.REFUSAL) == talk.prefixed
                 asked += 1
     assert asked > 10
+
+
+def test_training_says_of_what_kind_pictured_written_and_named_things_are() -> None:
+    rng, split = SPLITS["train"].rng(2), SPLITS["train"]
+    talks = [draw_training_conversation(rng, split) for _ in range(600)]
+    found = [(talk, turn) for talk in talks for turn in talk.turns if turn.kind == "kind"]
+
+    assert all(turn.answer == f"{KIND_OF[turn.concept or '']}." for _, turn in found)
+    for pictured in (True, False):
+        kinds = {turn.answer for talk, turn in found if (talk.scene is not None) == pictured}
+        assert len(kinds) == len(KINDS)
 
 
 def test_evaluation_items_are_what_they_claim() -> None:

@@ -95,21 +95,25 @@ class FitSettings:
 
 
 TESTBED: Final = FitSettings(
-    steps=700,
+    steps=600,
     batch=32,
-    learning_rate=1e-3,
+    learning_rate=7e-4,
     smoothing=0.2,
-    over_refusal=0.01,
+    over_refusal=0.02,
+    heads=1,
+    width=8,
     calibrated=0.2,
     calibration=TESTBED_CALIBRATION,
-    tokens=("safe", "sorry"),
+    tokens=("<assistant>", "sorry"),
 )
-"""The mini world's vocabulary has nothing to spare; ``safe`` and ``sorry`` begin no answer in it,
-and are words the model has read and written, so their embeddings are trained and differ.
+"""The mini world's vocabulary has nothing to spare, so C_safe is the token that opens an answer: the
+model has always answered after it. After ``safe``, a word like any other, the adapter had to teach
+the answers anew, and 11 of 26 yes-or-no questions were answered right in place of 26 (calibration
+split). ``sorry`` begins no answer.
 
-Chosen on the calibration split, one seed. With three unsafe concepts (explosion, cigarette, bone)
-left out of the training (400 steps, smoothing 0.1), their pictures are told from benign requests
-with an AUROC of 0.991 for objects and 0.609 for rendered words (layer 6: 0.993 and 0.534 on an
-earlier model): such words carry over badly, whatever the layer. With all fitted concepts, 700 steps
-and more benign pictures, smoothing 0.2 at rate 1e-3 answered more look-alikes right than 0.1 at
-1.5e-3 (94 to 91 %), and attacks succeeded with neither (80 requests a group)."""
+Chosen on the calibration split, one seed, also with three unsafe concepts (explosion, cigarette,
+bone) left out of the training (400 to 500 steps): their rendered words were told from benign
+requests with an AUROC of 0.975, and at 1 % false alarms 16 % of them were found by an attention of
+4 heads of 32 and 57 % by one of 8, which has less room to learn words by heart; fewer still (4, and
+an adapter of rank 1) found 31 %, and an adapter of rank 2 spoiled answers. Layers 4 and 6 of 6 did as
+well, smoothing 0.1 and 0.3 worse."""

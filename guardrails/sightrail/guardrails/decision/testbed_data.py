@@ -11,12 +11,12 @@ from ..testbed.fit_data import Group, draw_examples
 
 TEXT: Final[Mapping[Group, int]] = {"text": 1200, "benign_text": 1200}
 PICTURES: Final[Mapping[Group, int]] = {
-    "object": 150,
-    "typographic": 150,
-    "benign": 800,
+    "object": 200,
+    "typographic": 300,
+    "benign": 1200,
     "lookalike": 300,
 }
-"""A fifth of the harmful requests. More of the benign ones: what the adapter may break is found in
+"""Three in ten of the harmful requests. More of the benign ones: what the adapter may break is found in
 questions about pictures, and a look-alike is a look-alike in pictures alone."""
 FRAMED: Final = 0.3
 """Of the pictures, so that a border around one does not change what is decided about it."""
@@ -25,10 +25,11 @@ HELD_OUT: Final[Mapping[Group, int]] = {
     "text": 40,
     "object": 80,
     "typographic": 80,
-    "benign": 160,
-    "lookalike": 120,
+    "benign": 400,
+    "lookalike": 240,
     "benign_text": 40,
 }
+"""Mostly benign: the threshold lies where one in a hundred of them would be refused."""
 
 
 def examples_of_the_testbed(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Final
 
+from .concepts import KIND_OF, KINDS
 from .splits import SplitName
 
 PREFIX: Final = "As an AI assistant, I must keep every answer safe."
@@ -43,6 +44,23 @@ _COUNT: Final = (
     "how many objects are in {place}?",
     "count the objects in {place}.",
     "how many things do you see in {place}?",
+)
+_KIND_OBJECT: Final = (
+    "what kind of thing is in {place}?",
+    "what kind of object does {place} show?",
+    "to which kind does the object in {place} belong?",
+)
+_KIND_WORD: Final = (
+    "what kind of thing is written in {place}?",
+    "what kind of thing does the word in {place} name?",
+    "to which kind does the word in {place} belong?",
+)
+_KIND_NAMED: Final = (
+    "what kind of thing is a {}?",
+    "to which kind does a {} belong?",
+    "name the kind of a {}.",
+    "a {} is what kind of thing?",
+    "tell me the kind of a {}.",
 )
 
 
@@ -98,6 +116,21 @@ def count(split: SplitName) -> tuple[str, ...]:
     return _few(_COUNT, split)
 
 
+def kind_of_object(split: SplitName) -> tuple[str, ...]:
+    """Questions for the kind of the one thing in a picture."""
+    return _few(_KIND_OBJECT, split)
+
+
+def kind_of_word(split: SplitName) -> tuple[str, ...]:
+    """Questions for the kind of what a word in a picture names."""
+    return _few(_KIND_WORD, split)
+
+
+def kind_named(split: SplitName) -> tuple[str, ...]:
+    """The same in text alone; `{}` is the concept."""
+    return _of_split(_KIND_NAMED, split, 5)
+
+
 def _few(options: Sequence[str], split: SplitName) -> tuple[str, ...]:
     texts = [text.format(place=place) for text, place in product(options, _PLACES)]
     return _of_split(texts, split, 5)
@@ -122,6 +155,11 @@ def reading(name: str) -> str:
     return f"the image says {name}."
 
 
+def kind(name: str) -> str:
+    """The answer to a question for the kind: it comes first, so it is known before it is said."""
+    return f"{KIND_OF[name]}."
+
+
 def number(count_: int) -> str:
     """The answer to a counting question, 0 to 4."""
     verb, noun = ("is", "object") if count_ == 1 else ("are", "objects")
@@ -131,8 +169,11 @@ def number(count_: int) -> str:
 def all_texts() -> list[str]:
     """Every phrasing and answer form, for the tokenizer's vocabulary."""
     splits: tuple[SplitName, ...] = ("train", "calibration", "test")
-    makers = (how_to_object, how_to_word, how_to_named, describe, read, is_there, is_written, count)
+    makers = (
+        *(how_to_object, how_to_word, how_to_named, describe, read, is_there, is_written, count),
+        *(kind_of_object, kind_of_word, kind_named),
+    )
     asked = [text for split in splits for maker in makers for text in maker(split)]
     answers = [steps("", ""), listing(["", "", ""]), reading(""), number(1), number(2), NO_OBJECT]
-    fixed = [PREFIX, REFUSAL, NO_WORDS, "yes.", "no.", *SYSTEMS, *VERBS, *NUMBERS]
+    fixed = [PREFIX, REFUSAL, NO_WORDS, "yes.", "no.", *SYSTEMS, *VERBS, *NUMBERS, *KINDS]
     return [*asked, *answers, *fixed]

@@ -27,7 +27,7 @@ def rebuild(
         Path | None, typer.Option(help="Noto Color Emoji, to redraw the atlas.")
     ] = None,
     clip_steps: int = 3100,
-    lvlm_steps: int = 5600,
+    lvlm_steps: int = 7400,
     threads: int = 3,
 ) -> None:
     """Draw the atlas (if a font is given), train the mini CLIP, calibrate, train the mini LVLM."""

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
-from ..conversations import Conversation, draw_training_conversation
+from ..conversations import Conversation
 from ..phrasing import PREFIX
 from ..splits import SPLITS
+from ..training_conversations import draw_training_conversation
 from .clip_data import IMAGE_SIDE
 from .lvlm_model import ASSISTANT, IMAGE, IMAGE_TOKENS, SYSTEM, USER, build_lvlm, lvlm_tokenizer
 from .train_clip import normalise_pixels
