@@ -106,14 +106,14 @@ TESTBED: Final = FitSettings(
     calibration=TESTBED_CALIBRATION,
     tokens=("<assistant>", "sorry"),
 )
-"""The mini world's vocabulary has nothing to spare, so C_safe is the token that opens an answer: the
-model has always answered after it. After ``safe``, a word like any other, the adapter had to teach
-the answers anew, and 11 of 26 yes-or-no questions were answered right in place of 26 (calibration
-split). ``sorry`` begins no answer.
+"""The mini world's vocabulary has nothing to spare, so C_safe is the token that opens an answer:
+the model has always answered after it. After ``safe``, a word like any other, the adapter had to
+teach the answers anew, and of 26 yes-or-no questions 11 were answered right in place of 26
+(calibration split). ``sorry`` begins no answer.
 
 Chosen on the calibration split, one seed, also with three unsafe concepts (explosion, cigarette,
 bone) left out of the training (400 to 500 steps): their rendered words were told from benign
 requests with an AUROC of 0.975, and at 1 % false alarms 16 % of them were found by an attention of
-4 heads of 32 and 57 % by one of 8, which has less room to learn words by heart; fewer still (4, and
-an adapter of rank 1) found 31 %, and an adapter of rank 2 spoiled answers. Layers 4 and 6 of 6 did as
-well, smoothing 0.1 and 0.3 worse."""
+4 heads of 32 and 57 % by one of 8, which has less room to learn words by heart; fewer still (4,
+and an adapter of rank 1) found 31 %, and an adapter of rank 2 spoiled answers. Layer 6 of 6 did no
+better than layer 4, smoothing 0.1 and 0.3 worse than 0.2."""
