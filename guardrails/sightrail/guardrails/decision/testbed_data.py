@@ -16,7 +16,7 @@ PICTURES: Final[Mapping[Group, int]] = {
     "benign": 1200,
     "lookalike": 300,
 }
-"""Three in ten of the harmful requests. More of the benign ones: what the adapter may break is found
+"""Three in ten of the harmful requests. More of the benign ones: what an adapter breaks is found
 in questions about pictures, and a look-alike is a look-alike in pictures alone."""
 FRAMED: Final = 0.3
 """Of the pictures, so that a border around one does not change what is decided about it."""

@@ -121,10 +121,10 @@ class DavspSettings:
 
 
 TESTBED_SETTINGS: Final = DavspSettings(
-    width=4 / 96,
+    width=2 / 96,
     margin=0.05,
-    unrefused=0.4,
-    steps=400,
+    unrefused=0.8,
+    steps=500,
     batch=16,
     step=1.0,
     last_step=0.25,
@@ -132,16 +132,15 @@ TESTBED_SETTINGS: Final = DavspSettings(
     bfloat16=True,
     alignment_weight=0.1,
     answer_weight=50.0,
-    harmful_answers=0.2,
+    harmful_answers=0.5,
 )
-"""Chosen on the testbed's calibration split (120 requests a group): the mildest settings that cut
-attack success through the picture by 85 %.
+"""Chosen on the testbed's calibration split (200 requests a group; right benign and look-alike
+answers are 89 and 97.5 % bare, 87 and 96.5 % with the text alone, which leaves 14.5 % of attacks).
 
-Wider borders shrink the picture, and a model this small pays for that before any training: of the
-benign requests it answers 93 % right bare, 89 % inside 4 pixels of grey and 81 % inside 8 (100
-requests). Harder training buys less attack success with right answers: steps of 2 to 0.5 with
-harmful_answers 1 and alignment_weight 1 left 5 % of the attacks and 76 % of the right answers (of a
-model trained 800 batches less), these settings 11 % and 88 %, harmful_answers 0.1 with batch 12
-17 % and 90 %. On 200 other requests of the same split these settings gave 15 % and 82 % (bare 91 %,
-text alone 25 % and 90 %): what they cost there was underestimated. The projections
-lie between -7 and 12, so the cross-entropy needs its weight to be heard beside them."""
+These settings leave 6.0 % at 87.5 and 94.0 %. Milder ones with a border of 4 pixels (unrefused
+0.4, harmful_answers 0.2) left 5.3 % at 87.0 and 91.0 %. Harder training (harmful_answers 1,
+unrefused 0.9, steps of 1.5, more words) takes nearly all attacks and is paid in answers: 81 and
+88 % right with 3 pixels, 84.5 and 87.5 % with 4, 83.5 and 83 % with 5. With three unsafe concepts
+left out of the training, width matters more than anything else: their words succeed in 77 % with
+the text alone, 65 % inside 2 pixels, 47 % inside 3 and 36 % inside 4. The projections lie between
+-7 and 12, so the cross-entropy needs its weight to be heard beside them."""
