@@ -61,8 +61,8 @@ def draw_prefill(rows: list[dict[str, Any]], file: Path) -> None:
             [row["tokens"] for row in some],
             [100 * row["value"] for row in some],
             yerr=(
-                [100 * (row["value"] - row["low"]) for row in some],
-                [100 * (row["high"] - row["value"]) for row in some],
+                [max(0.0, 100 * (row["value"] - row["low"])) for row in some],
+                [max(0.0, 100 * (row["high"] - row["value"])) for row in some],
             ),
             marker="o",
             label=f"{stack}, {way}",
