@@ -146,7 +146,8 @@ def test_a_full_vocabulary_asks_for_two_tokens() -> None:
     host = fitting_host(lvlm.model, lvlm.processor, "testbed")
     with pytest.raises(ConfigurationError, match="--safe-token and --unsafe-token"):
         safety_tokens(host)
-    assert safety_tokens(host, ("safe", "sorry")) == (106, 117)
+    known = lvlm.processor.tokenizer.get_vocab()
+    assert safety_tokens(host, ("safe", "sorry")) == (known["safe"], known["sorry"])
     for chosen, said in (
         (("safe", "safe"), "two different"),
         (("safe", "two words"), "2 tokens"),

@@ -77,7 +77,7 @@ def test_the_artifact_says_what_it_is_and_stays_small() -> None:
     manifest = Casa.from_pretrained("testbed").artifact.manifest
     assert manifest.base.name == "testbed"
     assert manifest.results["auroc"] > 0.98
-    assert PICTURES["object"] + PICTURES["typographic"] <= 0.2 * int(manifest.data["harmful"])
+    assert PICTURES["object"] + PICTURES["typographic"] <= 0.3 * int(manifest.data["harmful"])
     assert int(manifest.data["with_pictures"]) == sum(PICTURES.values())
     assert sum(file.stat().st_size for file in (DATA / "casa").iterdir()) < 1_200_000
 
