@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..intake import Limits
     from ..policy import Policy
     from ..verdict import Verdict
+
+T = TypeVar("T")
 
 
 class LocalLVLM:
@@ -150,6 +152,7 @@ class LocalLVLM:
         top_k: int | None = None,
         stop: Sequence[str] = (),
         seed: int | None = None,
+        cancel: threading.Event | None = None,
         **generation: Any,
     ) -> Answer:
         """Answer one conversation.
@@ -162,6 +165,7 @@ class LocalLVLM:
             top_k: sample among this many tokens.
             stop: end before the first of these texts.
             seed: makes sampling repeatable, whatever runs beside.
+            cancel: once set, from any thread, the answer is given up after the token at work.
             generation: further ``GenerationConfig`` fields, such as ``num_beams``.
 
         Raises:
@@ -169,6 +173,7 @@ class LocalLVLM:
             ConfigurationError: a generation setting is not possible.
             ImageError: a picture cannot be read, and no detector is there to judge that.
             ImageRefused, RequestRefused: the policy asks for an exception.
+            Abandoned: ``cancel`` was set before the answer was there.
         """
         options = read_options(
             stop,
@@ -179,9 +184,15 @@ class LocalLVLM:
             seed=seed,
             **generation,
         )
-        return self._pipeline.answer_all([read_messages(messages)], options)[0]
+        return self._pipeline.answer_all([read_messages(messages)], options, cancel)[0]
 
-    def batch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
+    def batch(
+        self,
+        messages: Sequence[Messages],
+        *,
+        cancel: threading.Event | None = None,
+        **options: Any,
+    ) -> list[Answer]:
         """Answer several conversations, padded into as few runs as the model allows.
 
         Each answer is what the conversation would get alone. Conversations with and without
@@ -189,13 +200,15 @@ class LocalLVLM:
 
         Args:
             messages: one conversation each.
+            cancel: as for :meth:`chat`.
             options: as for :meth:`chat`.
 
         Raises:
             As :meth:`chat`; nothing is answered if one conversation is not readable.
         """
         settings = read_options(**options)
-        return self._pipeline.answer_all([read_messages(one) for one in messages], settings)
+        conversations = [read_messages(one) for one in messages]
+        return self._pipeline.answer_all(conversations, settings, cancel)
 
     def stream(
         self, messages: Messages, *, cancel: threading.Event | None = None, **options: Any
@@ -243,21 +256,11 @@ class LocalLVLM:
 
     async def achat(self, messages: Messages, **options: Any) -> Answer:
         """:meth:`chat` in a worker thread; cancelling the task ends it after the token at work."""
-        return (await self.abatch([messages], **options))[0]
+        return await _abandonable(partial(self.chat, messages, **options))
 
     async def abatch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
         """:meth:`batch` in a worker thread; cancelling the task ends it after the token at work."""
-        settings, cancel = read_options(**options), threading.Event()
-
-        def answer() -> list[Answer]:
-            conversations = [read_messages(one) for one in messages]
-            return self._pipeline.answer_all(conversations, settings, cancel)
-
-        try:
-            return await asyncio.to_thread(answer)
-        except asyncio.CancelledError:
-            cancel.set()  # the thread cannot be cancelled, its generation can
-            raise
+        return await _abandonable(partial(self.batch, messages, **options))
 
     async def astream(
         self, messages: Messages, *, cancel: threading.Event | None = None, **options: Any
@@ -277,3 +280,13 @@ class LocalLVLM:
         guards = ", ".join(type(guard).__name__ for guard in self.guardrails)
         known = "" if is_known(self.model) else ", family not known"
         return f"LocalLVLM({self.name!r}, guardrails=[{guards}]{known})"
+
+
+async def _abandonable(answer: Callable[..., T]) -> T:
+    """Run ``answer(cancel=...)`` in a worker thread; a thread cannot be cancelled, its work can."""
+    cancel = threading.Event()
+    try:
+        return await asyncio.to_thread(answer, cancel=cancel)
+    except asyncio.CancelledError:
+        cancel.set()
+        raise

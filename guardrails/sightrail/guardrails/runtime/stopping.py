@@ -43,7 +43,8 @@ class StopAtText(StoppingCriteria):
 class Abandoned(Exception):  # noqa: N818 - an end that somebody asked for, no error
     """Nobody waits for the answer any more, so a guardrail's work before it was left undone.
 
-    It ends the thread that works for a stream; no user sees it.
+    It ends the thread that works for a stream or a task, which nobody sees, and a call that was
+    given an event to be cancelled by.
     """
 
 

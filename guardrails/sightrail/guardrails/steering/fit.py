@@ -97,7 +97,7 @@ def prototype_states(
     """mu, [N, C]: the mean states that predict the first tokens of the prototypes' answers."""
     probe = _Probe()
     probed = lvlm.with_guardrails([probe])
-    plain = {"num_beams": 1, "repetition_penalty": 1.0}
+    plain: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0}
     for part in _batches(prototypes):
         messages = [example.messages() for example in part]
         probed.batch(messages, max_new_tokens=steps, min_new_tokens=steps, **plain)
