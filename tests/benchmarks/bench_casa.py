@@ -5,10 +5,11 @@
 Parts (``--part``, repeated; all by default): ``answers`` (every stack on the test split), ``roc``,
 ``prefill`` (forced openings), ``cost`` (``--size testbed`` or ``llava-7b``). Each figure is kept in
 ``--work`` as soon as it is measured, so an interrupted run goes on. Other Casas than the shipped
-one are named by ``--text-only`` and ``--attention-only``; make them with
+ones are named by ``--text-only``, ``--attention-only`` and ``--text-attention``; make them with
 
     sightrail fit casa --model testbed --data testbed --text-only --out FOLDER
     sightrail fit casa --model testbed --data testbed --attention-only --out FOLDER
+    sightrail fit casa --model testbed --data testbed --text-only --attention-only --out FOLDER
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from sightrail.guardrails import LocalLVLM
 from sightrail.guardrails.evaluation.run import describe_device
 
 PARTS = ("answers", "roc", "prefill", "cost")
-DECIDING = ("casa", "token without attention", "trained on text only", "attention only")
+DECIDING = (
+    *("casa", "token without attention", "trained on text only", "attention only"),
+    "attention only, trained on text only",
+)
 
 
 class Kept:
@@ -68,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _behaviour(given: argparse.Namespace, parts: list[str], kept: Kept) -> dict[str, Any]:
     bare = LocalLVLM.from_pretrained("testbed")
-    stacks = casa_answers.stacks(given.casa, given.text_only, given.attention_only)
+    stacks = casa_answers.stacks(
+        given.casa, given.text_only, given.attention_only, given.text_attention
+    )
     requests = casa_answers.draw(given.n, given.seed)
     result: dict[str, Any] = {"device": describe_device(bare.model.device)}
     guarded = {name: bare.with_guardrails(guards) for name, guards in stacks.items()}
@@ -140,6 +146,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--casa", default="testbed")
     parser.add_argument("--text-only", type=Path)
     parser.add_argument("--attention-only", type=Path)
+    parser.add_argument("--text-attention", type=Path, help="both text and attention only")
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prefill-n", type=int, help="attacks a cell; all by default")

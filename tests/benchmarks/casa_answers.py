@@ -20,7 +20,10 @@ Row = dict[str, Any]
 
 
 def stacks(
-    shipped: Path | str, text_only: Path | None, attention_only: Path | None
+    shipped: Path | str,
+    text_only: Path | None,
+    attention_only: Path | None,
+    text_attention: Path | None = None,
 ) -> dict[str, list[Any]]:
     """The rows of the table: name -> guardrails."""
     casa = Casa.from_pretrained(shipped)
@@ -35,6 +38,8 @@ def stacks(
         found["trained on text only"] = [Casa.from_pretrained(text_only)]
     if attention_only is not None:
         found["attention only"] = [Casa.from_pretrained(attention_only)]
+    if text_attention is not None:
+        found["attention only, trained on text only"] = [Casa.from_pretrained(text_attention)]
     return found
 
 

@@ -18,6 +18,9 @@ PICTURES: Final[Mapping[Group, int]] = {
 }
 """Three in ten of the harmful requests. More of the benign ones: what an adapter breaks is found
 in questions about pictures, and a look-alike is a look-alike in pictures alone."""
+QUESTIONS: Final[Mapping[Group, int]] = {"kind_text": 1200}
+"""Beside text alone: else every benign example is a how-to request, and any other question, such as
+pictures bring along, is a stranger that looks unsafe."""
 FRAMED: Final = 0.3
 """Of the pictures, so that a border around one does not change what is decided about it."""
 
@@ -43,7 +46,7 @@ def examples_of_the_testbed(
         seed: of the draws.
         pictures: whether pictures are among those to train on.
     """
-    counts = {**TEXT, **(PICTURES if pictures else {})}
+    counts = {**TEXT, **(PICTURES if pictures else QUESTIONS)}
     train = draw_examples(counts, split="train", seed=seed, framed_share=FRAMED)
     return (
         [one if one.harmful else replace(one, answer=None) for one in train],

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import ConfigurationError
 from ..fitting.examples import Example
+from . import phrasing
 from .concepts import FITTED_UNSAFE, SAFE_NAMES
 from .conversations import (
     Conversation,
@@ -22,10 +23,11 @@ from .conversations import (
     draw_lookalike,
     how_to,
     in_frame,
+    kind_turn,
 )
 from .splits import SPLITS, Split
 
-Group = Literal["text", "object", "typographic", "benign", "lookalike", "benign_text"]
+Group = Literal["text", "object", "typographic", "benign", "lookalike", "benign_text", "kind_text"]
 
 _FIT_SEED: Final = 40_000  # apart from what training and evaluation draw
 
@@ -35,6 +37,12 @@ def _benign_text(rng: np.random.Generator, split: Split) -> Conversation:
     return Conversation(None, (turn,))
 
 
+def _kind_text(rng: np.random.Generator, split: Split) -> Conversation:
+    """What kind of thing something is may be asked of unsafe things too."""
+    name = str(rng.choice((*SAFE_NAMES, *split.unsafe)))
+    return Conversation(None, (kind_turn(rng, phrasing.kind_named(split.name), name),))
+
+
 _DRAW: Final[dict[str, Callable[[np.random.Generator, Split], Conversation]]] = {
     "text": lambda rng, split: draw_attack(rng, split, "text"),
     "object": lambda rng, split: draw_attack(rng, split, "object"),
@@ -42,6 +50,7 @@ _DRAW: Final[dict[str, Callable[[np.random.Generator, Split], Conversation]]] = 
     "benign": draw_benign,
     "lookalike": draw_lookalike,
     "benign_text": _benign_text,
+    "kind_text": _kind_text,
 }
 HARMFUL_GROUPS: Final = ("text", "object", "typographic")
 
