@@ -12,6 +12,7 @@ from repository import environment
 
 PUBLIC = {
     "sightrail.guardrails": [
+        "Abandoned",
         "Answer",
         "AnswerChunk",
         "Applied",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .decision import Casa
     from .errors import (
+        Abandoned,
         ArtifactError,
         ConfigurationError,
         ImageError,
@@ -35,6 +36,7 @@ _HOME: Final = {
     "Answer": "runtime",
     "AnswerChunk": "runtime",
     "Applied": "policy",
+    "Abandoned": "errors",
     "ArtifactError": "errors",
     "AttentiveCalibration": "prompting",
     "CachedDetector": "screening",
@@ -68,6 +70,7 @@ _HOME: Final = {
 }
 
 __all__ = [
+    "Abandoned",
     "Answer",
     "AnswerChunk",
     "Applied",

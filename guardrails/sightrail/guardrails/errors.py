@@ -78,6 +78,14 @@ class RequestRefused(SightrailError):  # noqa: N818 - a decision, not a failure
         self.verdicts = tuple(verdicts)
 
 
+class Abandoned(SightrailError):  # noqa: N818 - an end that somebody asked for, no failure
+    """Nobody waits for the answer any more, so what was done towards it was given up.
+
+    Raised to a call that was given an event to be cancelled by. A stream that was cancelled just
+    ends.
+    """
+
+
 class ModelLoadError(SightrailError, RuntimeError):
     """A model, encoder or processor cannot be loaded; the message says how to provide it."""
 

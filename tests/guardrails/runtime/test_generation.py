@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor
 
 from lvlm_helpers import ROWS, Recorder, picture, user
-from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.errors import Abandoned, ConfigurationError
 from sightrail.guardrails.runtime import LocalLVLM
 from sightrail.guardrails.runtime.interventions import Interventions
 from sightrail.guardrails.runtime.sampling import GumbelNoise
@@ -290,6 +291,29 @@ async def test_cancelling_a_task_ends_its_answer(lvlm: LocalLVLM) -> None:
     finally:
         counting.remove()
     assert len(steps) < 1900
+
+
+async def test_an_answer_ends_when_its_caller_says_so(lvlm: LocalLVLM) -> None:
+    cancel = threading.Event()
+    endless: dict[str, Any] = {"max_new_tokens": 1900, "min_new_tokens": 1900, "cancel": cancel}
+    steps: list[int] = []
+
+    def counted(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            cancel.set()
+
+    counting = lvlm.model.register_forward_pre_hook(counted)
+    try:
+        with pytest.raises(Abandoned):
+            await lvlm.achat(ASK, **endless)
+        with pytest.raises(Abandoned):
+            await lvlm.abatch(ROWS, **endless)
+        with pytest.raises(Abandoned):
+            lvlm.chat(ASK, **endless)
+    finally:
+        counting.remove()
+    assert 3 <= len(steps) < 100
 
 
 async def test_an_async_stream_ends_when_its_caller_says_so(lvlm: LocalLVLM) -> None:

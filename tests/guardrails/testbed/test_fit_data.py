@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import pytest
 
 from sightrail.guardrails import ConfigurationError
 from sightrail.guardrails.decision.testbed_data import examples_of_the_testbed
 from sightrail.guardrails.testbed.concepts import FITTED_UNSAFE, HELD_OUT, KIND_OF
-from sightrail.guardrails.testbed.fit_data import HARMFUL_GROUPS, draw_examples
+from sightrail.guardrails.testbed.fit_data import HARMFUL_GROUPS, Group, draw_examples
 
 
 def _words(text: str) -> set[str]:
@@ -18,8 +19,8 @@ def _words(text: str) -> set[str]:
 
 @pytest.mark.parametrize("split", ["train", "calibration"])
 @pytest.mark.parametrize("group", ["text", "benign_text", "kind_text", "object", "lookalike"])
-def test_examples_are_of_their_group(group: str, split: str) -> None:
-    found = draw_examples({group: 40}, split=split, seed=3)  # type: ignore[dict-item, arg-type]
+def test_examples_are_of_their_group(group: Group, split: Literal["train", "calibration"]) -> None:
+    found = draw_examples({group: 40}, split=split, seed=3)
 
     assert len(found) == 40
     assert all(one.harmful == (group in HARMFUL_GROUPS) for one in found)

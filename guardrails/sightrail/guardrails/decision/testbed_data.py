@@ -32,7 +32,7 @@ HELD_OUT: Final[Mapping[Group, int]] = {
     "lookalike": 240,
     "benign_text": 40,
 }
-"""Mostly benign: the threshold lies where one in a hundred of them would be refused."""
+"""Mostly benign: the threshold lies where two in a hundred of them would be refused."""
 
 
 def examples_of_the_testbed(

@@ -254,13 +254,21 @@ class LocalLVLM:
         """:meth:`assess` in a worker thread."""
         return await asyncio.to_thread(self.assess, messages)
 
-    async def achat(self, messages: Messages, **options: Any) -> Answer:
+    async def achat(
+        self, messages: Messages, *, cancel: threading.Event | None = None, **options: Any
+    ) -> Answer:
         """:meth:`chat` in a worker thread; cancelling the task ends it after the token at work."""
-        return await _abandonable(partial(self.chat, messages, **options))
+        return await _abandonable(partial(self.chat, messages, **options), cancel)
 
-    async def abatch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
+    async def abatch(
+        self,
+        messages: Sequence[Messages],
+        *,
+        cancel: threading.Event | None = None,
+        **options: Any,
+    ) -> list[Answer]:
         """:meth:`batch` in a worker thread; cancelling the task ends it after the token at work."""
-        return await _abandonable(partial(self.batch, messages, **options))
+        return await _abandonable(partial(self.batch, messages, **options), cancel)
 
     async def astream(
         self, messages: Messages, *, cancel: threading.Event | None = None, **options: Any
@@ -282,9 +290,9 @@ class LocalLVLM:
         return f"LocalLVLM({self.name!r}, guardrails=[{guards}]{known})"
 
 
-async def _abandonable(answer: Callable[..., T]) -> T:
+async def _abandonable(answer: Callable[..., T], caller: threading.Event | None) -> T:
     """Run ``answer(cancel=...)`` in a worker thread; a thread cannot be cancelled, its work can."""
-    cancel = threading.Event()
+    cancel = StreamCancel(caller)
     try:
         return await asyncio.to_thread(answer, cancel=cancel)
     except asyncio.CancelledError:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RequestRefused
+from ..errors import Abandoned, RequestRefused
 from ..prompting.safety_prefix import SafetyPrefix
 from .answers import Answer, AnswerChunk, Usage
 from .families import mixes_picture_counts
@@ -18,7 +18,7 @@ from .messages import Conversation, as_messages, pictures, read_messages
 from .options import GenerationOptions, read_options
 from .prompt import Prompt
 from .screening_step import Scaling, Screened, decode_pictures, screen_pictures
-from .stopping import Abandoned, finished_text, showable_text
+from .stopping import finished_text, showable_text
 from .streaming import StreamEnd, TokenQueue, stream_tokens
 
 if TYPE_CHECKING:

@@ -40,18 +40,11 @@ class StopAtText(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-class Abandoned(Exception):  # noqa: N818 - an end that somebody asked for, no error
-    """Nobody waits for the answer any more, so a guardrail's work before it was left undone.
-
-    It ends the thread that works for a stream or a task, which nobody sees, and a call that was
-    given an event to be cancelled by.
-    """
-
-
 class StreamCancel(threading.Event):
-    """One stream's end: set by itself, or by an event of the caller, which it never sets.
+    """The end of one stream or answer: set by itself, or by an event of the caller, which it never
+    sets.
 
-    The caller's event may belong to many streams; one that ends must not end the others.
+    The caller's event may belong to many requests; one that ends must not end the others.
     """
 
     def __init__(self, caller: threading.Event | None = None) -> None:
@@ -59,7 +52,7 @@ class StreamCancel(threading.Event):
         self._caller = caller
 
     def is_set(self) -> bool:
-        """Whether this stream has ended, or the caller wants it to."""
+        """Whether this one has ended, or the caller wants it to."""
         return super().is_set() or (self._caller is not None and self._caller.is_set())
 
 

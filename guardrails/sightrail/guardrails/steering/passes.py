@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..errors import PromptError, UnsupportedModelError
+from ..errors import Abandoned, PromptError, UnsupportedModelError
 from ..runtime.generation import Generation, end_tokens, generate
 from ..runtime.host import Host
 from ..runtime.interventions import Interventions
@@ -16,7 +16,6 @@ from ..runtime.messages import Conversation, pictures
 from ..runtime.options import GenerationOptions
 from ..runtime.prompt import Prompt
 from ..runtime.shared_prefill import Prefilled, SharedPrefill, can_share
-from ..runtime.stopping import Abandoned
 from .draft import ContextAndDraft, Draft
 from .requests import asking, question
 from .risk import opening, risk, similarity
