@@ -16,7 +16,7 @@ from sightrail.guardrails.carriers.carrier import Carrier
 from sightrail.guardrails.carriers.loop import decode
 from sightrail.guardrails.intake import RequestReader
 from sightrail.guardrails.verdict import NotInspected, Threshold
-from sightrail.runnables.marker import LANGCHAIN
+from sightrail.runnables.walk import LANGCHAIN
 
 RED = (250, 10, 10)
 RED_BOX = (4, 8, 20, 24)

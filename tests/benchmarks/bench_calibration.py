@@ -29,12 +29,11 @@ import transformers
 
 from dense_calibration import Setting, dense
 from sightrail.guardrails.model import doorway
-from sightrail.guardrails.model.families import TextTower, text_tower
+from sightrail.guardrails.model.families import Host, TextTower, text_tower
 from sightrail.guardrails.model.generation import generate
-from sightrail.guardrails.model.host import Host
-from sightrail.guardrails.model.options import GenerationOptions
+from sightrail.guardrails.model.messages import GenerationOptions
 from sightrail.guardrails.model.prompt import Prompt
-from sightrail.guardrails.model.spans import Spans
+from sightrail.guardrails.model.template import Spans
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
 from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
 

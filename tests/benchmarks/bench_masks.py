@@ -23,7 +23,7 @@ from PIL import Image
 from sightrail.guardrails import LocalLVLM, Picture, Policy, RiskDetector, apply_policy
 from sightrail.guardrails.carriers.loop import ask_again
 from sightrail.guardrails.evaluation.statistics import wilson
-from sightrail.guardrails.screening.masking import with_margin
+from sightrail.guardrails.screening.regions import with_margin
 from sightrail.guardrails.verdict import Box, Verdict
 from sightrail.testbed.concepts import SAFE_NAMES
 from sightrail.testbed.judge import exact_judgement

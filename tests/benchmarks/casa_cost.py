@@ -18,11 +18,9 @@ from sightrail.guardrails import Casa, Policy
 from sightrail.guardrails.casa.settings import CasaSettings
 from sightrail.guardrails.evaluation.statistics import ratio_of_medians
 from sightrail.guardrails.model import doorway
-from sightrail.guardrails.model.families import text_tower
+from sightrail.guardrails.model.families import Host, text_tower
 from sightrail.guardrails.model.generation import generate
-from sightrail.guardrails.model.host import Host
-from sightrail.guardrails.model.messages import Conversation, TextPart, Turn
-from sightrail.guardrails.model.options import GenerationOptions
+from sightrail.guardrails.model.messages import Conversation, GenerationOptions, TextPart, Turn
 from sightrail.guardrails.verdict import Threshold
 
 WAYS: Final = ("bare", "inert", "answered", "answered, attention only", "refused by the policy")

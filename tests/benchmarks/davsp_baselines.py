@@ -22,11 +22,10 @@ from PIL import Image
 from rich.progress import Progress as Bar
 
 from sightrail.guardrails import LocalLVLM, SafetyPrefix
+from sightrail.guardrails.davsp.border import OverPicture, levels_to_pixels
 from sightrail.guardrails.davsp.fit import find_direction, fit_davsp
-from sightrail.guardrails.davsp.placement import OverPicture, levels_to_pixels
-from sightrail.guardrails.davsp.prepare import prepare_requests
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
-from sightrail.guardrails.davsp.requests import Reader
+from sightrail.guardrails.davsp.requests import Reader, prepare_requests
 from sightrail.guardrails.davsp.training import BorderLearner, BorderLoss
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.model.interventions import Interventions

@@ -21,7 +21,7 @@ from sightrail.guardrails import (
     apply_policy,
 )
 from sightrail.guardrails.policy import UnseenAction
-from sightrail.guardrails.screening.masking import MARGIN
+from sightrail.guardrails.screening.regions import MARGIN
 from sightrail.guardrails.verdict import Action, Threshold
 
 STRICTNESS = ("allow", "mask", "drop", "refuse", "raise")

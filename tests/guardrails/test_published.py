@@ -17,7 +17,7 @@ from sightrail.guardrails import (
     MorasSettings,
     ScreeningSettings,
 )
-from sightrail.guardrails.casa.rule import unsafe_logit
+from sightrail.guardrails.casa.safety_attention import unsafe_logit
 from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
 from sightrail.guardrails.published import Source
 

@@ -24,7 +24,7 @@ from sightrail.guardrails.fitting import (
     save_artifact,
 )
 from sightrail.guardrails.model import LocalLVLM
-from sightrail.guardrails.model.host import Host
+from sightrail.guardrails.model.families import Host
 from sightrail.guardrails.model.interventions import Decision, Interventions, Settled, Stage
 from sightrail.guardrails.model.messages import Conversation
 from sightrail.guardrails.model.prompt import Prompt

@@ -33,7 +33,7 @@ from chain_helpers import (
     risky_picture,
 )
 from sightrail.guardrails import Limits, Picture, Policy
-from sightrail.guardrails.screening.masking import FILL, MARGIN
+from sightrail.guardrails.screening.regions import FILL, MARGIN
 from sightrail.runnables import ScreenImages, read_marker
 
 Block = dict[str, Any]

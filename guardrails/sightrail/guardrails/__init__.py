@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from .carriers.marker import Marker
+    from .carriers.carrier import Marker
     from .casa import Casa, CasaSettings
     from .datasets import Example, read_examples
     from .davsp import DavspSettings, VisualSafetyPrompt
@@ -79,7 +79,7 @@ _HOME: Final = {
     "Limits": "intake",
     "LocalJudge": "judging",
     "LocalLVLM": "model",
-    "Marker": "carriers.marker",
+    "Marker": "carriers.carrier",
     "MissingDependencyError": "errors",
     "ModelLoadError": "errors",
     "Moras": "moras",

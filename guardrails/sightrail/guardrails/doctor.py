@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from transformers import LogitsProcessor
 
-from .casa.tokens import safety_tokens
+from .casa.weights import safety_tokens
 from .errors import SightrailError, UnsupportedModelError
 from .model.families import is_known, text_tower
 from .model.interventions import INSIDE, Interventions
 from .model.local_lvlm import LocalLVLM
 from .model.messages import Conversation
-from .moras.states import LastStates
+from .moras.passes import LastStates
 from .prefix import AttentiveCalibration, SafetyPrefix
 
 if TYPE_CHECKING:
     from .intake import Picture
-    from .model.host import Host
+    from .model.families import Host
     from .model.interventions import Stage
     from .model.prompt import Prompt
     from .screening import RiskDetector

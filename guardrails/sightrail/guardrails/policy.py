@@ -10,8 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from .encoding import Encoding
 from .errors import ImageRefused
-from .frozen import FrozenDict, FrozenMap
-from .verdict import Action, Box, Verdict
+from .verdict import Action, Box, FrozenDict, FrozenMap, Verdict
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -282,7 +281,7 @@ def apply_policy(
     if action == "mask" and image is None:
         action = "refuse"
     if action == "mask" and image is not None and not policy.monitor:
-        from .screening.masking import cover_until_clean
+        from .screening.regions import cover_until_clean
 
         rules = policy.on(surface)
         covered, verdict = cover_until_clean(image, verdict, rules.mask, rules.decide, look_again)

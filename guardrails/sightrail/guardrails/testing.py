@@ -19,7 +19,7 @@ from .verdict import Box, Region, Threshold, Verdict
 
 if TYPE_CHECKING:
     from .intake import Picture
-    from .model.host import Host
+    from .model.families import Host
     from .model.interventions import Interventions, Stage
     from .model.messages import Conversation
     from .model.prompt import Prompt

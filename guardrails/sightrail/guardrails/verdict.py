@@ -6,14 +6,46 @@ A verdict holds numbers, boxes and names; never pixels and never a user's text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .errors import ImageError
-from .frozen import FrozenDict, FrozenMap
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class FrozenDict(dict[Key, Value]):
+    """A dict that is read, compared, copied, pickled and serialised like any other, never changed.
+
+    Example:
+        >>> FrozenDict(weapons=0.4)["weapons"]
+        0.4
+        >>> FrozenDict(weapons=0.4).update(weapons=0.0)
+        Traceback (most recent call last):
+        TypeError: this mapping cannot be changed
+    """
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("this mapping cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[FrozenDict[Key, Value]], tuple[dict[Key, Value]]]:
+        return FrozenDict, (dict(self),)
+
+
+def _freeze(value: Mapping[Any, Any]) -> FrozenDict[Any, Any]:
+    return FrozenDict(value)
+
+
+FrozenMap = Annotated[Mapping[Key, Value], AfterValidator(_freeze)]
+"""The type of a pydantic field that holds a ``FrozenDict``, whatever mapping it was given."""
+
 
 __all__ = [
     "Action",

@@ -30,7 +30,7 @@ from sightrail.guardrails.errors import (
     MissingDependencyError,
     SightrailError,
 )
-from sightrail.guardrails.model.streaming import in_thread
+from sightrail.guardrails.model.stopping import in_thread
 from sightrail.guardrails.screening.settings import ScreeningSettings
 
 from .server.held_text import HeldText

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from .chat_lvlm import ChatLVLM
     from .guarded_model import GuardedChatModel, GuardedModel
-    from .marker import Marker, read_marker
     from .refusal_gate import RefusalGate
     from .screen_images import ScreenImages
     from .visual_prompt import BorderImages
+    from .walk import Marker, read_marker
     from .whole_stack import guardalign
 
 _HOME: Final = {
@@ -23,11 +23,11 @@ _HOME: Final = {
     "ChatLVLM": "chat_lvlm",
     "GuardedChatModel": "guarded_model",
     "GuardedModel": "guarded_model",
-    "Marker": "marker",
+    "Marker": "walk",
     "RefusalGate": "refusal_gate",
     "ScreenImages": "screen_images",
     "guardalign": "whole_stack",
-    "read_marker": "marker",
+    "read_marker": "walk",
 }
 
 __all__ = [

@@ -19,16 +19,15 @@ from pydantic import AliasChoices, Field, PrivateAttr
 
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits
-from sightrail.guardrails.model.screening_step import ScreenedConversation
+from sightrail.guardrails.model.pipeline import ScreenedConversation
 from sightrail.guardrails.model.wrapper import LocalModelFields
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.strict import fingerprint
 from sightrail.guardrails.verdict import Verdict
 
-from .marker import answered, is_refused, marked_verdicts, refused_for_good
-from .replies import Fields, answer_fields, last_chunk, message, refusal_fields
 from .shared_batch import SharedBatch
-from .turns import read_conversation
+from .turns import Fields, answer_fields, last_chunk, message, read_conversation, refusal_fields
+from .walk import answered, is_refused, marked_verdicts, refused_for_good
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
@@ -140,7 +139,7 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        from sightrail.guardrails.model.streaming import in_thread  # loads torch
+        from sightrail.guardrails.model.stopping import in_thread  # loads torch
 
         # asyncio's own threads are few: calls that wait for one could not share a run.
         return await in_thread(partial(self._generate, messages, stop, None, **kwargs))

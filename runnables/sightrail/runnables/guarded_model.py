@@ -23,8 +23,8 @@ from sightrail.guardrails.verdict import Verdict
 from .checked import CheckedRunnable, Instead, Onward, Passing
 from .guarded_output import GuardedOutput
 from .newest import check_newest
-from .replies import last_chunk, message, refusal_error, refusal_fields
 from .screen_images import Held, ScreenImages
+from .turns import last_chunk, message, refusal_error, refusal_fields
 
 _TEXT: Final = {"type": "text"}
 """The response format that is none."""

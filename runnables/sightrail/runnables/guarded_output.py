@@ -9,16 +9,16 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.runnables import Runnable
 
 from sightrail.guardrails.carriers.loop import Screened, passed
-from sightrail.guardrails.carriers.text import settled
+from sightrail.guardrails.carriers.walk import settled
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.strict import StrictModel
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward, Passing
-from .marker import LANGCHAIN
 from .newest import check_newest
-from .replies import message, refusal_error, refusal_fields
 from .screen_images import ScreenImages
+from .turns import message, refusal_error, refusal_fields
+from .walk import LANGCHAIN
 
 
 class GuardedOutput(StrictModel, CheckedRunnable[LanguageModelInput, Any], extra="forbid"):

@@ -12,8 +12,8 @@ from sightrail.guardrails.carriers.loop import Screened
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.policy import Policy
 
-from .marker import answered, marked_verdicts, messages_of, refused_for_good
 from .screen_images import ScreenImages
+from .walk import answered, marked_verdicts, messages_of, refused_for_good
 
 
 def check_newest(screen: ScreenImages, requests: list[Any]) -> list[Screened | ImageRefused]:

@@ -22,9 +22,8 @@ from sightrail.guardrails.strict import StrictModel
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward
-from .marker import is_refused, marked_verdicts, note_on_run, write_marker
-from .replies import message, refusal_fields
-from .turns import read_conversation
+from .turns import message, read_conversation, refusal_fields
+from .walk import is_refused, marked_verdicts, note_on_run, write_marker
 
 if TYPE_CHECKING:
     from sightrail.guardrails import LocalLVLM

@@ -18,14 +18,14 @@ from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import Field
 
 from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened, passed
-from sightrail.guardrails.carriers.text import settled
+from sightrail.guardrails.carriers.walk import settled
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.strict import DetectorField, StrictModel
 
 from .checked import Passing
-from .marker import LANGCHAIN
+from .walk import LANGCHAIN
 
 if TYPE_CHECKING:
     from .guarded_model import GuardedChatModel, GuardedModel
@@ -41,7 +41,7 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
     (remote addresses, files, sound, unknown block types) is never passed over in silence:
     ``policy.on_not_inspected`` decides, and refuses by default.
 
-    The verdicts stand in ``message.additional_kwargs["sightrail"]``; see ``marker``. A refused
+    The verdicts stand in ``message.additional_kwargs["sightrail"]``; see ``walk``. A refused
     picture is taken out and its message marked. ``ChatLVLM`` then answers with its policy's refusal
     without running the model. For any other chat model ``guard`` does the same, and so does
     ``ScreenImages(...) | model``. In ``prompt | ScreenImages(...) | model`` the first two are one

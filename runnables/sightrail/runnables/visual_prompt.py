@@ -20,7 +20,7 @@ from sightrail.guardrails.intake import Limits, RequestReader
 from sightrail.guardrails.prefix.safety_prefix import SafetyPrefix
 from sightrail.guardrails.strict import StrictModel
 
-from .marker import LANGCHAIN
+from .walk import LANGCHAIN
 
 
 class BorderImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sightrail.guardrails import RiskMap, Verdict
-from sightrail.guardrails.carriers.marker import KEY, Marker, with_marker
+from sightrail.guardrails.carriers.carrier import KEY, Marker, with_marker
 from sightrail.guardrails.verdict import Action
 
 MAP = RiskMap(size=(640, 480), boxes=((0, 0, 64, 48),) * 35, scores=(0.1,) * 35)

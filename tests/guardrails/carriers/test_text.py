@@ -18,7 +18,7 @@ from PIL import Image
 
 from sightrail.guardrails import Policy, Verdict
 from sightrail.guardrails.carriers.loop import PictureLoop
-from sightrail.guardrails.carriers.text import pictures_in, settled
+from sightrail.guardrails.carriers.walk import pictures_in, settled
 from sightrail.guardrails.intake import Limits, read_picture
 from sightrail.guardrails.testing import StubDetector
 

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightrail.guardrails.casa.rule import unsafe_logit
-from sightrail.guardrails.casa.safety_attention import SafetyAttention, attend
+from sightrail.guardrails.casa.safety_attention import SafetyAttention, attend, unsafe_logit
 
 FINITE = st.floats(-20, 20)
 SHARE = st.floats(0.01, 0.99)

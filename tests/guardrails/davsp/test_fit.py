@@ -22,9 +22,9 @@ from sightrail.guardrails import (
     VisualSafetyPrompt,
 )
 from sightrail.guardrails.davsp import DavspSettings
+from sightrail.guardrails.davsp.border import AroundPicture, OverPicture
 from sightrail.guardrails.davsp.fit import TrainedBorder, find_direction, fit_davsp, train_border
 from sightrail.guardrails.davsp.harmfulness import Direction
-from sightrail.guardrails.davsp.placement import AroundPicture, OverPicture
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader, with_answers
 from sightrail.guardrails.davsp.training import BorderLearner, BorderLoss, draw_batch

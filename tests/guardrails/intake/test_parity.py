@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torchvision.io import decode_image
 
-from sightrail.guardrails.encoding import Encoding
+from sightrail.guardrails.encoding import Encoding, unambiguous
 from sightrail.guardrails.intake import read_picture
-from sightrail.guardrails.intake.parity import unambiguous
 
 
 def photo(size: tuple[int, int] = (96, 64)) -> Image.Image:

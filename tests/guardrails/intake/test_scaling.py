@@ -18,8 +18,8 @@ from PIL import Image
 from chain_helpers import RED, RedDetector, clean_picture
 from lvlm_helpers import user
 from sightrail.guardrails import LocalLVLM, Picture, Policy, Verdict
-from sightrail.guardrails.intake.scaling import SPARSE, Scaler, scale, scaled_views, target_size
-from sightrail.guardrails.model.pixel_parity import seen_by
+from sightrail.guardrails.model.preprocessing import seen_by
+from sightrail.guardrails.screening.seen_by import SPARSE, Scaler, scale, scaled_views, target_size
 from tiny_models import tiny
 
 SMALL, FACTOR = (28, 28), 9

@@ -20,7 +20,7 @@ from lvlm_helpers import ROWS, Recorder, picture, user
 from sightrail.guardrails.errors import Abandoned, ConfigurationError
 from sightrail.guardrails.model import LocalLVLM
 from sightrail.guardrails.model.interventions import Interventions
-from sightrail.guardrails.model.sampling import GumbelNoise
+from sightrail.guardrails.model.processing import GumbelNoise
 from sightrail.guardrails.model.stopping import find_stop, finished_text, showable_text
 from tiny_models import fresh, tiny
 

@@ -15,8 +15,7 @@ from sightrail.guardrails import LocalLVLM, VisualSafetyPrompt
 from sightrail.guardrails.davsp import Frame
 from sightrail.guardrails.errors import PromptError, UnsupportedModelError
 from sightrail.guardrails.model.messages import Conversation
-from sightrail.guardrails.model.pixel_parity import seen_by
-from sightrail.guardrails.model.preprocessing import padded_to_square
+from sightrail.guardrails.model.preprocessing import padded_to_square, seen_by
 from sightrail.guardrails.testing import StubGuardrail
 from tiny_models import SIDE, tiny
 

@@ -25,7 +25,7 @@ from sightrail.guardrails.fitting import Artifact
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.model.messages import read_messages
 from sightrail.guardrails.moras import Moras, MorasSettings
-from sightrail.guardrails.moras.requests import asking, question
+from sightrail.guardrails.moras.passes import asking, question
 from sightrail.guardrails.prefix import AttentiveCalibration
 from sightrail.guardrails.refusals import is_refusal
 from sightrail.testbed.judge import exact_judgement

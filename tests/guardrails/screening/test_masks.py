@@ -12,7 +12,7 @@ from PIL import Image
 from sightrail.guardrails import CachedDetector, Picture, RiskDetector, Verdict
 from sightrail.guardrails.carriers.loop import ask_again
 from sightrail.guardrails.policy import Policy, apply_policy
-from sightrail.guardrails.screening.masking import LOOKS, cover_regions, with_margin
+from sightrail.guardrails.screening.regions import LOOKS, cover_regions, with_margin
 from sightrail.guardrails.verdict import Box, Region
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sightrail.guardrails.screening.masking import FILL, cover_regions
-from sightrail.guardrails.screening.patches import crop_boxes, token_boxes
-from sightrail.guardrails.screening.regions import find_regions
+from sightrail.guardrails.screening.encoder import crop_boxes, token_boxes
+from sightrail.guardrails.screening.regions import FILL, cover_regions, find_regions
 from sightrail.guardrails.verdict import Region, RiskMap
 
 SCALES = ((0.5, 3), (1 / 3, 5))

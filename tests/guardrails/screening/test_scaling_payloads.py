@@ -18,8 +18,8 @@ from torch.nn.functional import interpolate
 
 from lvlm_helpers import user
 from sightrail.guardrails import LocalLVLM, RiskDetector, apply_policy
-from sightrail.guardrails.intake.scaling import SPARSE, Scaler
 from sightrail.guardrails.policy import Policy
+from sightrail.guardrails.screening.seen_by import SPARSE, Scaler
 from sightrail.testbed.concepts import CATEGORY_OF
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS

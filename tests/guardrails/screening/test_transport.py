@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sightrail.guardrails.screening.transport import (
+from sightrail.guardrails.screening.scoring import (
     anchored_risk,
     category_entropy,
     patch_weights,

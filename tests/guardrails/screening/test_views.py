@@ -13,11 +13,10 @@ from pydantic import ValidationError
 
 from sightrail.guardrails import ConceptBank, Picture, Policy, RiskDetector
 from sightrail.guardrails.screening import ScreeningSettings
-from sightrail.guardrails.screening.encoder import Encoder
-from sightrail.guardrails.screening.patches import tile_boxes
+from sightrail.guardrails.screening.encoder import Encoder, tile_boxes
+from sightrail.guardrails.screening.looking import Looking, views_of
 from sightrail.guardrails.screening.seen_by import known_models, sizes_seen
 from sightrail.guardrails.screening.settings import Calibrated
-from sightrail.guardrails.screening.views import Looking, views_of
 from sightrail.guardrails.verdict import Threshold
 
 

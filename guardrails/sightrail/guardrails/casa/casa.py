@@ -20,17 +20,15 @@ from ..model import doorway
 from ..model.generation import request_state
 from ..model.interventions import Decision, Interventions, Stage
 from ..verdict import Threshold, Verdict
-from .opening import decision_positions, seen_positions
-from .request import ChooseToken, Pieces, PromptWatch, WatchEdit
-from .rule import unsafe_logit
+from .request import ChooseToken, Pieces, PromptWatch, WatchEdit, decision_positions, seen_positions
+from .safety_attention import unsafe_logit
 from .settings import CasaSettings
-from .tokens import check_tokens
-from .weights import CasaWeights, unpack
+from .weights import CasaWeights, check_tokens, unpack
 
 if TYPE_CHECKING:
     from ..fitting import Example
     from ..model import LocalLVLM
-    from ..model.host import Host
+    from ..model.families import Host
     from ..model.messages import Conversation
     from ..model.prompt import Prompt
     from ..policy import Policy

@@ -13,8 +13,7 @@ from ..fitting import FitData, FitMethod, Fitted, Report, Resources
 from ..fitting.report import draw_roc
 from ..fitting.run import FitRun
 from ..model import doorway
-from ..model.families import context_length, image_token_ids, text_tower
-from ..model.host import Host
+from ..model.families import Host, context_length, image_token_ids, text_tower
 from ..model.prompt import PromptBuilder
 from ..policy import Policy
 from ..progress import Progress, silent
@@ -24,9 +23,8 @@ from .casa import THRESHOLD, Casa
 from .fit_rows import Batches, make_rows, trainable
 from .fit_settings import FitSettings
 from .settings import CasaSettings
-from .tokens import safety_tokens
 from .training import CasaLearner
-from .weights import CasaWeights, pack
+from .weights import CasaWeights, pack, safety_tokens
 
 if TYPE_CHECKING:
     from ..fitting import Artifact

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, get_args
 
 from ..errors import ArtifactError, ConfigurationError
 from ..published import Source
-from .rule import Rule
+from .safety_attention import Rule
 
 
 @dataclass(frozen=True)

@@ -20,19 +20,17 @@ from ..fitting.memory import (
     training_dtype,
 )
 from ..model import doorway
-from ..model.placement import device_of
+from ..model.families import device_of
 from .adapter import Adapter, adapted_maps, nn_linear
-from .fit_rows import Batches, Drawn
+from .fit_rows import Batches, Drawn, TrainingBatch
 from .fit_settings import FitSettings
-from .rule import unsafe_logit
-from .safety_attention import SafetyAttention
+from .safety_attention import SafetyAttention, unsafe_logit
 from .settings import CasaSettings
-from .tails import TrainingBatch
 from .weights import CasaWeights
 
 if TYPE_CHECKING:
     from ..fitting.run import FitRun
-    from ..model.host import Host
+    from ..model.families import Host
 
 _WHAT: Final = "training"
 Pairs = dict[str, tuple[nn.Parameter, nn.Parameter]]

@@ -15,12 +15,11 @@ from ..fitting import FitData, FitMethod, Fitted, Report, Resources
 from ..fitting.memory import frozen, in_pieces
 from ..fitting.run import FitRun
 from ..progress import Progress, silent
+from .border import AroundPicture
 from .harmfulness import Direction, choose_direction
-from .placement import AroundPicture
-from .prepare import TOGETHER, prepare_requests
 from .preprocess import DifferentiablePreprocessing
 from .report import measure_held_out
-from .requests import PictureRequest, Reader
+from .requests import TOGETHER, PictureRequest, Reader, prepare_requests
 from .settings import DavspSettings
 from .training import BorderLearner, BorderLoss
 from .visual_safety_prompt import VisualSafetyPrompt

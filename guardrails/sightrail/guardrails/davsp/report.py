@@ -16,8 +16,7 @@ from ..fitting.report import draw_histograms
 from ..fitting.run import FitRun
 from ..refusals import is_refusal, normalise
 from .harmfulness import projections
-from .prepare import ANSWER_TOKENS, TOGETHER, prepare_requests
-from .requests import PictureRequest
+from .requests import ANSWER_TOKENS, TOGETHER, PictureRequest, prepare_requests
 
 if TYPE_CHECKING:
     from .fit import TrainedBorder

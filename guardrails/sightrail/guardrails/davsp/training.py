@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..fitting.memory import ScaledGradients, added, frozen, in_pieces, layers_computed_twice
 from ..model.messages import Conversation
+from .border import Placement, levels_to_pixels
 from .harmfulness import Direction, hinge
-from .placement import Placement, levels_to_pixels
 from .preprocess import DifferentiablePreprocessing
 from .requests import PictureRequest, Reader, with_pixels
 from .settings import DavspSettings

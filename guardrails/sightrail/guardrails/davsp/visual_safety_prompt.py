@@ -17,7 +17,7 @@ from .border import Frame, Sizing, framed, has_frame, scaled_frame
 
 if TYPE_CHECKING:
     from ..fitting import Artifact, Manifest, ModelIdentity
-    from ..model.host import Host
+    from ..model.families import Host
     from ..model.interventions import Interventions, Stage
     from ..model.prompt import Prompt
 

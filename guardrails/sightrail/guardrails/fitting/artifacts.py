@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 
 from ..embedded import TESTBED, embedded_folder
 from ..errors import ArtifactError
-from ..model.placement import unwrapped, weights_of
+from ..model.families import unwrapped, weights_of
 
 MANIFEST_FILE: Final = "sightrail.json"
 TENSORS_FILE: Final = "sightrail.safetensors"

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from ..deadline import check_time
+from ..encoding import unambiguous
 from ..errors import ImageError
 from .arrays import array_size, from_array
 from .fetch import fetch
 from .files import path_of, read_file
 from .limits import Limits
-from .parity import unambiguous
 from .pdf import render_pages, starts_like_pdf
 from .remote import RemotePolicy
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .families import FAMILIES
     from .gathering import Gathering, Place
     from .local_lvlm import LocalLVLM
-    from .options import GenerationOptions
+    from .messages import GenerationOptions
 
 __all__ = [
     "FAMILIES",
@@ -32,7 +32,7 @@ _HOME: Final = {
     "Answer": "answers",
     "AnswerChunk": "answers",
     "Gathering": "gathering",
-    "GenerationOptions": "options",
+    "GenerationOptions": "messages",
     "LocalLVLM": "local_lvlm",
     "Place": "gathering",
     "Usage": "answers",

@@ -1,18 +1,71 @@
-"""The one file that knows model families: where the text tower is, and which ids are pictures.
+"""The one file that knows model families, and the model as a guardrail meets it.
 
-Everything is read from the model's config. A model outside the list runs, and takes the defences
-that work on pixels and prompts; those that work inside the model refuse it.
+Where the text tower is, and which ids are pictures, is read from the model's config. A model
+outside the list runs, and takes the defences that work on pixels and prompts; those that work
+inside the model refuse it. accelerate runs a module of a dispatched or offloaded model on the
+execution device of its hook, and its parameters may be on ``meta`` meanwhile: state that belongs
+to a part follows the part.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from .prompt import Prompt, PromptBuilder, tokenizer_lock
+
+if TYPE_CHECKING:
+    from ..policy import Policy
+    from .messages import Conversation
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model under an adapter of PEFT, whose layers stay in it and stay at work.
+
+    Raises:
+        UnsupportedModelError: the adapter is a learned prompt, which is not inside the model.
+    """
+    if not callable(getattr(model, "get_base_model", None)):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} puts a learned prompt before every input, so nobody knows "
+            "where the parts of a prompt stand; use an adapter inside the model, such as LoRA."
+        )
+    return model.get_base_model()
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a module computes: the execution device of accelerate's hook, else its weights'."""
+    hook = getattr(module, "_hf_hook", None)
+    for part in (hook, *getattr(hook, "hooks", ())):
+        if (device := getattr(part, "execution_device", None)) is not None:
+            return torch.device(device)
+    weights = next(module.parameters(), None)
+    return torch.device("cpu") if weights is None else weights.device
+
+
+def weights_of(module: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """A block in which the module's weights are there, also those that are offloaded."""
+    if getattr(module, "_hf_hook", None) is None:
+        return contextlib.nullcontext()
+    from accelerate.utils import align_module_device
+
+    found: contextlib.AbstractContextManager[Any] = align_module_device(module)
+    return found
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether its weights are packed; such a model stays where it was loaded."""
+    return bool(getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None))
+
 
 #: transformers' ``model_type`` of every family whose inside is known, and its usual name.
 FAMILIES: Final[dict[str, str]] = {
@@ -124,3 +177,81 @@ def text_tower(model: Any, *, wanted_by: str) -> TextTower:
         final_norm=cast(torch.nn.Module, module.norm),
         self_attention=tuple(index for index in range(len(blocks)) if index not in crossed),
     )
+
+
+@dataclass(frozen=True)
+class Host:
+    """A loaded model, and what a guardrail needs to work with it.
+
+    Attributes:
+        model: the transformers model.
+        processor: its processor.
+        name: what it is called in messages.
+        prompts: builds its prompts.
+        policy: what a decision against a request leads to.
+        tower: its text tower, where a guardrail asked for the inside of the model.
+        cancel: of the request at work: set once nobody waits for its answer any more. A guardrail
+            that calls the model itself ends its calls then, and raises ``Abandoned``.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    prompts: PromptBuilder
+    policy: Policy
+    tower: TextTower | None = None
+    cancel: threading.Event | None = None
+
+    def prompt(
+        self, conversations: Sequence[Conversation], *, spans: bool, prefix: str | None
+    ) -> Prompt:
+        """A batch on the model's device.
+
+        Raises:
+            PromptError: see :meth:`PromptBuilder.build`.
+        """
+        prompt = self.prompts.build(conversations, spans=spans, prefix=prefix)
+        return prompt.to(self.device, self.model.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts enter the model."""
+        return device_of(self.model.get_input_embeddings())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, special ones left out."""
+        tokenizer = self.processor.tokenizer
+        with tokenizer_lock(tokenizer):
+            text = tokenizer.decode(
+                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        return str(text)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """What fills the rows that end early."""
+        tokenizer = self.processor.tokenizer
+        token: int | None = tokenizer.pad_token_id
+        return tokenizer.eos_token_id if token is None else token
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The LM head: hidden states [..., C] to logits [..., V].
+
+        Raises:
+            UnsupportedModelError: the model has none.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise UnsupportedModelError(f"{self.name} has no output embeddings.")
+        return head  # type: ignore[no-any-return]
+
+    def inside(self, wanted_by: str) -> TextTower:
+        """The text tower.
+
+        Raises:
+            UnsupportedModelError: nobody asked for it; a guardrail forgot to say what it needs.
+        """
+        if self.tower is None:
+            raise UnsupportedModelError(f"{wanted_by} needs the inside of {self.name}.")
+        return self.tower

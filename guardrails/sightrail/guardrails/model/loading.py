@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..embedded import TESTBED, embedded_folder
 from ..errors import ConfigurationError, ModelLoadError
-from .placement import is_quantized
+from .families import is_quantized
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin

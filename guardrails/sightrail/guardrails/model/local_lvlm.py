@@ -18,20 +18,15 @@ import torch
 
 from . import doorway
 from .answers import Answer, AnswerChunk
-from .families import context_length, image_token_ids, is_known, text_tower
+from .families import Host, context_length, image_token_ids, is_known, text_tower, unwrapped
 from .gathering import Gathering, Place
-from .host import Host
 from .loading import load_model
-from .messages import Conversation, Messages, read_messages
-from .options import read_options
-from .pipeline import Pipeline
-from .pixel_parity import seen_by
-from .placement import unwrapped
+from .messages import Conversation, Messages, read_messages, read_options
+from .pipeline import Pipeline, decode_conversation
+from .preprocessing import seen_by
 from .prompt import PromptBuilder
-from .screening_step import decode_conversation
 from .stack import build_stack
-from .stopping import StreamCancel
-from .streaming import in_thread, stream_in_thread
+from .stopping import StreamCancel, in_thread, stream_in_thread
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin

@@ -13,8 +13,7 @@ import torch
 
 from ..errors import PromptError, SightrailError, UnsupportedModelError
 from .messages import Conversation
-from .spans import Spans, TextRanges, build_spans
-from .template import MarkedText, render, render_marked, text_ranges
+from .template import MarkedText, Spans, TextRanges, build_spans, render, render_marked, text_ranges
 
 # A fast tokenizer keeps padding settings inside and fails when two threads use it at once, so every
 # use of one tokenizer goes through its lock, whichever LocalLVLM it is reached from.

@@ -23,9 +23,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, get_args
 
 from ..errors import ConfigurationError
-from .interventions import INSIDE, NEEDS, ModelGuardrail, Stage
+from .interventions import INSIDE, NEEDS, ModelGuardrail, Stage, blamed
 from .messages import Conversation, read_messages
-from .shield import blamed
 
 if TYPE_CHECKING:
     from ..screening.asking import Detector

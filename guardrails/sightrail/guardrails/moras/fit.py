@@ -15,7 +15,7 @@ from ..fitting import Artifact, FitData, FitMethod, Fitted, Manifest, Report, Re
 from ..fitting.examples import split_by_label
 from ..fitting.report import draw_roc
 from ..fitting.run import FitRun
-from ..model.host import Host
+from ..model.families import Host
 from ..model.interventions import Interventions, Stage
 from ..model.messages import Conversation
 from ..model.prompt import Prompt
@@ -23,9 +23,9 @@ from ..policy import Policy
 from ..progress import Progress, silent
 from ..roc import auroc
 from .moras import NOT_FITTED, PROTOTYPES, Moras, fitted_settings
+from .passes import LastStates
 from .risk import separating_base
 from .settings import MorasSettings
-from .states import LastStates
 
 if TYPE_CHECKING:
     from ..model import LocalLVLM

@@ -15,17 +15,15 @@ from ..errors import ArtifactError, ConfigurationError, UnsupportedModelError
 from ..fitting import Artifact, load_artifact, save_artifact
 from ..fitting.calibration import calibrated_threshold
 from ..guarantees import ALARMS, CONFIDENCE
-from ..model.host import Host
+from ..model.families import Host, device_of
 from ..model.interventions import Decision, Interventions, Settled, Stage
 from ..model.messages import Conversation
-from ..model.placement import device_of
 from ..model.prompt import Prompt
 from ..model.shared_prefill import Prefilled
 from ..policy import RequestAction
 from ..verdict import Threshold, Verdict
-from .passes import Assessment, VisualContext, assess
+from .passes import Assessment, RiskSteering, VisualContext, assess
 from .settings import MorasSettings
-from .steer import RiskSteering
 
 if TYPE_CHECKING:
     from ..datasets import Example

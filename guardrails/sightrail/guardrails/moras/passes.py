@@ -1,26 +1,181 @@
-"""The two calls before the answer: the visual context, and the risk."""
+"""The two calls before the answer, visual context and risk, and the answer begun beside them.
+
+The extra calls ask the user's conversation with another text in its last turn. What the risk is
+read from are the hidden states that predict the first tokens, and their logits.
+
+A model reads all its weights for every token it decodes, so a second row costs next to nothing: the
+answer is begun beside the visual context, as it would be without steering. What the steering leaves
+as it is need not be decoded again.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from transformers import LogitsProcessor
 
 from ..errors import Abandoned, PromptError, UnsupportedModelError
+from ..model.families import Host
 from ..model.generation import Generation, end_tokens, generate
-from ..model.host import Host
 from ..model.interventions import Interventions
-from ..model.messages import Conversation
-from ..model.options import GenerationOptions
+from ..model.messages import Conversation, GenerationOptions, TextPart
 from ..model.prompt import Prompt
 from ..model.shared_prefill import Prefilled, SharedPrefill, can_share
-from .draft import ContextAndDraft, Draft
-from .requests import asking, question
-from .risk import opening, risk, similarity
+from .risk import mix_logits, opening, risk, similarity
 from .settings import MorasSettings
-from .states import LastStates
+
+
+class ContextAndDraft(LogitsProcessor):
+    """Watches a run of two rows, the visual context and the draft, which ends with the context.
+
+    Args:
+        end_tokens: what ends a row.
+        steps: of how many of the draft's tokens the scores are kept.
+    """
+
+    def __init__(self, end_tokens: Collection[int], steps: int) -> None:
+        self._end_tokens = set(end_tokens)
+        self._steps = steps
+        self.scores: list[torch.Tensor] = []
+        self.ended = threading.Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Look at the rows input_ids [2, t] and the scores [2, V], which go on as they are."""
+        if len(self.scores) < self._steps:
+            self.scores.append(scores[1:].detach().clone())
+        if input_ids.shape[1] and int(input_ids[0, -1]) in self._end_tokens:
+            self.ended.set()
+        return scores
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The unsteered beginning of an answer.
+
+    Attributes:
+        run: what the run of two rows began from; its cache now holds what was decoded.
+        tokens: of the draft, no end token.
+        scores: [1, V] of its first N tokens.
+    """
+
+    run: Prefilled
+    tokens: tuple[int, ...]
+    scores: tuple[torch.Tensor, ...]
+
+    def kept(self, steering: RiskSteering) -> tuple[int, ...]:
+        """What of the draft the steered model says as well."""
+        said = torch.tensor([self.tokens], device=self.scores[0].device)
+        for step, scores in enumerate(self.scores[: len(self.tokens)]):
+            chosen = int(steering(said[:, :step], scores).argmax())
+            if chosen != self.tokens[step]:
+                return self.tokens[:step]
+        return self.tokens
+
+    def begun(self, steering: RiskSteering, silent: Prefilled) -> Prefilled:
+        """The answer gone on with what is kept of the draft."""
+        kept = self.kept(steering)
+        return self.run.continued(1, kept, silent) if kept else silent
+
+
+class RiskSteering(LogitsProcessor):
+    """Mix the first logits of an answer with the prototypes', in proportion to the risk.
+
+    Beam search hands over log-probabilities, W x minus a constant per row; mixing leaves another
+    constant, which normalising takes out. So the outcome is the mixed state's distribution under
+    any search.
+
+    Args:
+        unsafe: W mu^n, [N, V].
+        risks: r by request, [B].
+    """
+
+    def __init__(self, unsafe: torch.Tensor, risks: torch.Tensor) -> None:
+        self._unsafe = unsafe
+        self._risks = risks
+        #: When there is nothing left to do; see ``runtime.processing``.
+        self.until = len(unsafe)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Steer scores [B x beams, V]; input_ids [B x beams, t] is the answer so far."""
+        step = input_ids.shape[1]
+        if step >= len(self._unsafe):
+            return scores
+        beams = len(scores) // len(self._risks)
+        risks = self._risks.repeat_interleave(beams).to(scores.device)
+        mixed = mix_logits(scores, self._unsafe[step].to(scores.device), risks)
+        return mixed.log_softmax(-1) if beams > 1 else mixed
+
+
+# Half precision rounds logits to three digits; scaling and soft-capping change the first.
+_CLOSE = 0.02
+
+
+class LastStates(LogitsProcessor):
+    """Keeps the state at the last position of every forward pass, and checks the logits made of it.
+
+    Args:
+        head: the LM head.
+    """
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        self._head = head
+        self._states: list[torch.Tensor] = []
+        self._logits: list[torch.Tensor] = []
+        self.linear = True
+
+    @property
+    def steps(self) -> int:
+        """How many tokens were predicted."""
+        return len(self._logits)
+
+    @property
+    def states(self) -> torch.Tensor:
+        """x^n, [B, N, C]."""
+        return torch.stack(self._states, 1)
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """W x^n, [B, N, V]."""
+        return torch.stack(self._logits, 1)
+
+    def keep_state(self, hidden: torch.Tensor, past: int) -> torch.Tensor:
+        """Take the states [B, Q, C] after the final norm; they go on as they are."""
+        self._states.append(hidden[:, -1].detach())
+        return hidden
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Compare the scores [B, V] with W x; they go on as they are."""
+        with torch.no_grad():
+            logits = self._head(self._states[-1]).to(scores.device)
+        self._logits.append(logits)
+        if not bool(torch.isfinite(logits).any()):
+            return scores  # no numbers say nothing about the head; their risk will be a failure
+        known = torch.isfinite(scores) & torch.isfinite(logits)  # an end that may not come is -inf
+        apart = (scores.float() - logits.float()).abs()[known]
+        size = logits.float().abs().amax()
+        self.linear &= bool(known.any()) and bool((apart <= _CLOSE * size).all())
+        return scores
+
+
+def asking(conversation: Conversation, text: str) -> Conversation:
+    """The conversation up to its last user turn, the text there replaced.
+
+    Earlier turns stay as they are. In the last user turn the pictures stay, in front of the text;
+    what follows it (an answer that was begun) is left out.
+    """
+    last = conversation.last_user_turn
+    turn = conversation.turns[last]
+    asked = replace(turn, parts=(*turn.image_parts, TextPart(text)))
+    return Conversation((*conversation.turns[:last], asked))
+
+
+def question(conversation: Conversation) -> str:
+    """The texts of the last user turn."""
+    texts = conversation.turns[conversation.last_user_turn].texts
+    return " ".join(text.strip() for text in texts if text.strip())
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from torch import Tensor
 from ..errors import ConfigurationError, PromptError
 from ..model.doorway import AttentionCall, AttentionEdit
 from ..model.interventions import Interventions, Stage
-from .attentive_calibration import AttentiveCalibration, resolve_layers
-from .instruction_rows import CalibratedRows
+from .attentive_calibration import AttentiveCalibration, CalibratedRows, resolve_layers
 from .safety_prefix import SafetyPrefix
 
 if TYPE_CHECKING:
-    from ..model.host import Host
+    from ..model.families import Host
     from ..model.local_lvlm import LocalLVLM
     from ..model.messages import Conversation
     from ..model.prompt import Prompt

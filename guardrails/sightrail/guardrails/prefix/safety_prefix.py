@@ -18,7 +18,7 @@ from ..model.messages import Conversation, TextPart
 from .attentive_calibration import AttentiveCalibration, resolve_layers
 
 if TYPE_CHECKING:
-    from ..model.host import Host
+    from ..model.families import Host
     from ..model.interventions import Interventions, Stage
     from ..model.prompt import Prompt
 
@@ -114,7 +114,7 @@ class SafetyPrefix:
     def interventions(self, prompt: Prompt, host: Host) -> Interventions:
         """The calibration's attention edits; nothing without an effective calibration."""
         from ..model.interventions import Interventions
-        from .instruction_rows import calibration_edits
+        from .attentive_calibration import calibration_edits
 
         if "attention" not in self.needs or self.calibration is None:
             return Interventions()

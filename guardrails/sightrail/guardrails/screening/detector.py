@@ -15,17 +15,15 @@ from torch import Tensor
 
 from ..deadline import check_time
 from ..errors import ConfigurationError, ImageError
-from ..frozen import FrozenDict
 from ..guarantees import ALARMS, CONFIDENCE, conformal_p_value
 from ..intake import Limits, Picture, PictureSource, read_picture
-from ..verdict import Box, Verdict
+from ..verdict import Box, FrozenDict, Verdict
 from .concepts import ConceptBank
 from .encoder import Encoder, load_encoder
-from .looking import Look, Looker, find_all_regions, risk_of
+from .looking import Look, Looker, Looking, View, find_all_regions, risk_of, views_of
 from .regions import overlap, summarise
 from .scoring import TextBank, embed_bank, score_patches, worst_transport
 from .settings import Calibrated, Score, ScreeningSettings
-from .views import Looking, View, views_of
 
 _PICTURES_AT_ONCE: Final = 64
 _PIXELS_AT_ONCE: Final = 50_000_000

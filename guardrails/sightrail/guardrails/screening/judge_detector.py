@@ -18,7 +18,7 @@ from ..judging.judges import Judge, JudgeCase
 from ..judging.profiles import Judged
 from ..verdict import NotInspected, Threshold, Verdict
 from .calibration import Calibration
-from .views import renderings
+from .looking import renderings
 
 __all__ = ["JudgeDetector"]
 

@@ -1,28 +1,241 @@
-"""From patch embeddings to risks: the four scores, one interface. Higher is riskier, always."""
+"""From patch embeddings to risks: the four scores, one interface, and the transport among them.
+
+Higher is riskier, always. Optimal transport between patches and concept texts is the maths of
+GuardAlign, sec. 3.1. Symbols follow the paper (arXiv 2602.24027): x^m patches, z_i^n variants of
+category i, a patch weights, b variant weights, C costs, T plans, d distances. Shapes: B pictures, M
+patches, I categories, N variants, D embedding size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from numpy.typing import NDArray
+from ot.batch import solve_batch
 from torch import Tensor
 
 from ..verdict import Transport
 from .concepts import ConceptBank
 from .encoder import Encoder
 from .settings import ScreeningSettings
-from .transport import (
-    AnchoredRisk,
-    anchored_risk,
-    category_entropy,
-    patch_weights,
-    printed_distance,
-)
+
+NEGLIGIBLE: Final = 1e-9
+"""The mass of a padded column; log-domain Sinkhorn needs it to be positive."""
+
+_FAR: Final = 4.0  # the cost of a padded column: further than any two unit vectors are apart
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch of transport plans.
+
+    Attributes:
+        mass: T [P, M, N], rows summing to a.
+        marginal_error: [P], the largest deviation of a plan's marginals from a and b.
+        tolerance: what `marginal_error` has to stay below to count as converged.
+    """
+
+    mass: Tensor
+    marginal_error: Tensor
+    tolerance: float
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether each plan met its marginals: bool [P]."""
+        return self.marginal_error <= self.tolerance
+
+
+def solve(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    epsilon: float,
+    max_iter: int = 500,
+    tolerance: float = 1e-4,
+) -> Plan:
+    """Entropic optimal transport, min_T <T, C> - epsilon H(T), for P problems at once.
+
+    They are iterated until the last of them has converged, so a plan depends, within the
+    tolerance, on the problems that it is solved with.
+
+    The plan's rows are rescaled to meet `a` exactly, so that whatever error is left shows in the
+    columns and is reported.
+
+    Args:
+        cost: [P, M, N].
+        a: [P, M], rows sum to 1.
+        b: [P, N], rows sum to 1.
+        epsilon: strength of the entropic term, in units of the cost.
+        max_iter: Sinkhorn iterations at most.
+        tolerance: on the marginals.
+    """
+    result = solve_batch(
+        cost,
+        reg=epsilon,
+        a=a,
+        b=b,
+        max_iter=max_iter,
+        tol=tolerance / 10,
+        method="log_sinkhorn",
+        grad="detach",
+    )
+    plan = cast(Tensor, result.plan)
+    plan = plan * (a / plan.sum(-1).clamp_min(1e-30)).unsqueeze(-1)
+    error = torch.maximum((plan.sum(-1) - a).abs().amax(-1), (plan.sum(-2) - b).abs().amax(-1))
+    return Plan(plan, error.nan_to_num(nan=float("inf")), tolerance)
+
+
+def category_entropy(patches: Tensor, means: Tensor, scale: float) -> Tensor:
+    """H(x^m) over categories of softmax(scale * cos(x^m, zbar_i)) (eq. 5 and 6), in nats.
+
+    Args:
+        patches: [B, M, D], unit.
+        means: [I, D], unit: the mean embedding of every category.
+        scale: CLIP's logit scale.
+
+    Returns:
+        [B, M].
+    """
+    log_p = (scale * patches @ means.T).log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def patch_weights(entropy: Tensor, sign: Literal["printed", "confident", "uniform"]) -> Tensor:
+    """a^m [B, M], rows summing to 1.
+
+    `printed` is softmax(+H) as eq. 7 prints it; `confident` is softmax(-H), what the sentence
+    below eq. 7 says; `uniform` ignores the entropy.
+    """
+    if sign == "uniform":
+        return torch.full_like(entropy, 1 / entropy.shape[-1])
+    return (entropy if sign == "printed" else -entropy).softmax(-1)
+
+
+def printed_distance(
+    patches: Tensor,
+    variants: list[Tensor],
+    a: Tensor,
+    *,
+    epsilon: float,
+    tolerance: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """d(m) = sum_i sum_n T_i(m, n) C_i(m, n), literally (eq. 9), with uniform variant weights.
+
+    Args:
+        patches: [B, M, D], unit.
+        variants: I tensors [N_i, D], unit.
+        a: [B, M].
+        epsilon: entropic strength; the paper does not state its value.
+
+    Returns:
+        d [B, M], lower is riskier, and the largest marginal error [B].
+    """
+    total, error = torch.zeros_like(a), torch.zeros_like(a[:, 0])
+    for z in variants:
+        cost = 1 - patches @ z.T
+        b = torch.full((len(patches), len(z)), 1 / len(z))
+        plan = solve(cost, a, b, epsilon=epsilon, tolerance=tolerance)
+        total = total + (plan.mass * cost).sum(-1)
+        error = torch.maximum(error, plan.marginal_error)
+    return total, error
+
+
+def variant_weights(similarity: Tensor, epsilon: float) -> Tensor:
+    """B [..., N]: how well each variant fits its best patch, softmax(max_m cos / epsilon).
+
+    A category's variants name different things; with uniform weights a plan would have to spread
+    a knife over axes and swords too.
+
+    Args:
+        similarity: cosines [..., M, N].
+        epsilon: the temperature.
+    """
+    return (similarity.amax(-2) / epsilon).softmax(-1)
+
+
+@dataclass(frozen=True)
+class AnchoredRisk:
+    """What anchored transport says.
+
+    Attributes:
+        picture: [B, I], the risk of each category: the mean margin, in cosine units, by which the
+            transported share of the picture fits the category better than any benign anchor.
+        patches: [B, M, I], the margin of each patch under the category's plan.
+        marginal_error: [B].
+        converged: bool [B].
+    """
+
+    picture: Tensor
+    patches: Tensor
+    marginal_error: Tensor
+    converged: Tensor
+
+
+def anchored_risk(
+    patches: Tensor,
+    variants: list[Tensor],
+    anchors: Tensor,
+    a: Tensor,
+    *,
+    share: float,
+    epsilon: float,
+    tolerance: float = 1e-4,
+) -> AnchoredRisk:
+    """Partial transport of the riskiest share of a picture, against a benign sink.
+
+    For each category i the patches are transported to its variants, which take `share` of the
+    mass, and to a sink, which takes the rest at the cost of the best benign anchor
+    c(m) = min_k 1 - cos(x^m, anchor_k). The plan therefore picks the patches for which being
+    unsafe is cheapest compared with being benign. The conditional margin
+    r_i(m) = c(m) - E_{n ~ T_i(.|m)} C_i(m, n) does not scale with a patch's own weight, which the
+    printed score does; the picture's risk is its mean over the transported share.
+
+    Args:
+        patches: [B, M, D], unit.
+        variants: I tensors [N_i, D], unit.
+        anchors: [K, D], unit, K >= 1.
+        a: [B, M].
+        share: mass that goes to the category, in (0, 1).
+        epsilon: entropic strength, in cosine units.
+        tolerance: on the marginals.
+    """
+    count, widest = len(patches), max(len(z) for z in variants)
+    benign = 1 - (patches @ anchors.T).amax(-1)
+    cost = torch.full((count, len(variants), patches.shape[1], widest + 1), _FAR)
+    b = torch.full((count, len(variants), widest + 1), NEGLIGIBLE)
+    for i, z in enumerate(variants):
+        similarity = patches @ z.T
+        cost[:, i, :, : len(z)] = 1 - similarity
+        b[:, i, : len(z)] = share * variant_weights(similarity, epsilon).clamp_min(NEGLIGIBLE)
+    cost[..., -1] = benign[:, None]
+    b[..., -1] = 1 - share
+    b = b / b.sum(-1, keepdim=True)
+    rows = a[:, None].expand(-1, len(variants), -1)
+    plan = solve(
+        cost.flatten(0, 1),
+        rows.flatten(0, 1),
+        b.flatten(0, 1),
+        epsilon=epsilon,
+        tolerance=tolerance,
+    )
+    unsafe = plan.mass.view_as(cost)[..., :-1] * (cost[..., :-1] < _FAR)  # without the padding
+    margin = benign[:, None, :, None] - cost[..., :-1]
+    given = unsafe.sum(-1)
+    error = plan.marginal_error.view(count, -1).amax(-1)
+    conditional = (unsafe * margin).sum(-1) / given.clamp_min(1e-30)
+    return AnchoredRisk(
+        picture=(unsafe * margin).sum((-1, -2)) / given.sum(-1).clamp_min(1e-30),
+        patches=conditional.transpose(1, 2),
+        marginal_error=error,
+        converged=error <= tolerance,
+    )
+
 
 Floats = NDArray[np.float32]
 

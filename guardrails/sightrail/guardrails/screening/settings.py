@@ -19,10 +19,9 @@ from pydantic import (
 
 from ..errors import ConfigurationError
 from ..guarantees import ALARMS, CONFIDENCE, guaranteed_threshold
-from ..intake.scaling import SPARSE, Scaler
 from ..verdict import Threshold
-from .patches import Scales
-from .seen_by import known_models
+from .encoder import Scales
+from .seen_by import SPARSE, Scaler, known_models
 
 SETTINGS_FILE: Final = "screening.json"
 """Lies beside an encoder's weights when thresholds were calibrated for it."""

@@ -20,7 +20,7 @@ from sightrail.guardrails.policy import Policy, Surface
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
 from sightrail.guardrails.verdict import Verdict
-from sightrail.runnables.marker import LANGCHAIN
+from sightrail.runnables.walk import LANGCHAIN
 
 _SURFACES: Final[dict[str, Surface]] = {
     "on_tool_start": "ai",

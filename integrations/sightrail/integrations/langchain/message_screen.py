@@ -20,7 +20,7 @@ from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
 from sightrail.guardrails.verdict import Verdict
 from sightrail.runnables import ScreenImages
-from sightrail.runnables.marker import is_refused, marked_verdicts, read_marker
+from sightrail.runnables.walk import is_refused, marked_verdicts, read_marker
 
 
 @dataclass(frozen=True)

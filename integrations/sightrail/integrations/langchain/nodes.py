@@ -16,7 +16,7 @@ from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
-from sightrail.runnables.marker import marked_verdicts
+from sightrail.runnables.walk import marked_verdicts
 
 from .message_screen import MessageScreen, SeenMessages, unanswered
 from .records import ImageRecord, records_of

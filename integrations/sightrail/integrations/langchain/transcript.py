@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.verdict import Verdict
-from sightrail.runnables.replies import message, refusal_fields
+from sightrail.runnables.turns import message, refusal_fields
 
 
 def refusal(policy: Policy, verdicts: Sequence[Verdict]) -> AIMessage:

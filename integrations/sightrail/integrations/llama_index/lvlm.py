@@ -24,7 +24,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.schema import BaseNode
 
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.guardrails.model.screening_step import ScreenedConversation
+from sightrail.guardrails.model.pipeline import ScreenedConversation
 from sightrail.guardrails.model.wrapper import LocalModelFields
 from sightrail.guardrails.verdict import Verdict
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import BaseNode, NodeWithScore
 
-from sightrail.guardrails.carriers.marker import KEY, Marker, says_refused, with_marker
+from sightrail.guardrails.carriers.carrier import KEY, Marker, says_refused, with_marker
 from sightrail.guardrails.verdict import Verdict
 
 Holder = ChatMessage | BaseNode

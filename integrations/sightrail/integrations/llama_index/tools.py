@@ -17,8 +17,8 @@ from llama_index.core.tools import (
     adapt_to_async_tool,
 )
 
+from sightrail.guardrails.carriers.carrier import KEY, Marker
 from sightrail.guardrails.carriers.loop import Screened, passed
-from sightrail.guardrails.carriers.marker import KEY, Marker
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy

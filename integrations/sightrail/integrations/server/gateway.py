@@ -15,7 +15,7 @@ from sightrail.guardrails.carriers.loop import Screened, decode, passed
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Picture, RequestReader
 from sightrail.guardrails.model.answers import Answer, AnswerChunk, Usage
-from sightrail.guardrails.model.streaming import in_thread
+from sightrail.guardrails.model.stopping import in_thread
 
 from .errors import ApiError
 from .guards import FRAMEWORK, Guards

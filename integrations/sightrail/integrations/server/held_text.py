@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sightrail.guardrails.carriers.text import settled
+from sightrail.guardrails.carriers.walk import settled
 
 _LONGEST_WORD: Final = 256
 """Characters of an open end; what waits behind more has begun like a picture."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sightrail.guardrails.carriers.loop import Screened, passed
-from sightrail.guardrails.model.streaming import in_thread
+from sightrail.guardrails.model.stopping import in_thread
 
 from .errors import invalid
 from .replies import extension

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.messages import convert_to_messages
 
-from sightrail.guardrails.model.streaming import in_thread
+from sightrail.guardrails.model.stopping import in_thread
 from sightrail.runnables.turns import read_conversation
 
 from .errors import ApiError, invalid

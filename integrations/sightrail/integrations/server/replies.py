@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from sightrail.guardrails.carriers.marker import KEY
+from sightrail.guardrails.carriers.carrier import KEY
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Answer, AnswerChunk

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from sightrail.guardrails.carriers.carrier import unknown_block
+from sightrail.guardrails.carriers.carrier import KEY, unknown_block
 from sightrail.guardrails.carriers.kinds import kind_of
-from sightrail.guardrails.carriers.marker import KEY
 from sightrail.guardrails.carriers.media import read_media
 from sightrail.guardrails.carriers.walk import Walk, same_items
 from sightrail.guardrails.policy import Surface

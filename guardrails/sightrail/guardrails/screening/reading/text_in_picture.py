@@ -16,7 +16,7 @@ from ...guarantees import ALARMS, CONFIDENCE
 from ...intake import Limits, Picture, PictureSource, read_picture
 from ...verdict import Box, NotInspected, Region, RiskMap, Threshold, Verdict
 from ..calibration import Calibration
-from ..views import placed, renderings
+from ..looking import placed, renderings
 from . import READING
 from .engines import Budget, OcrEngine, RapidOcr
 from .judged import JudgedText, judge_texts
