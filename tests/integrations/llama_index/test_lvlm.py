@@ -103,7 +103,7 @@ async def test_every_way_of_refusing_carries_the_verdict(local: WatchedLVLM) -> 
     for response in await _ways(llm, [asked(RISKY)]):
         assert response.message.content == "Not this picture."
         assert (response.raw["finish_reason"], response.raw["refused"]) == ("refused", True)
-        (verdict,) = response.message.additional_kwargs["verdicts"]
+        (verdict,) = response.raw["verdicts"]
         assert Verdict.model_validate(verdict).action == "refuse"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .events import ImagesScreenedEvent
+    from .guarded_llm import guard_llm
     from .lvlm import LVLM
     from .marks import read_marker
     from .postprocessor import ImageRiskPostprocessor
@@ -31,6 +32,7 @@ _HOME: Final = {
     "LVLM": "lvlm",
     "ReviewRequestedEvent": "workflow",
     "ReviewedEvent": "workflow",
+    "guard_llm": "guarded_llm",
     "guard_tool": "tools",
     "read_marker": "marks",
 }
@@ -46,6 +48,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as every package here has it
     "LVLM",
     "ReviewRequestedEvent",
     "ReviewedEvent",
+    "guard_llm",
     "guard_tool",
     "read_marker",
 ]

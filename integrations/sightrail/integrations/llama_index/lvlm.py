@@ -47,7 +47,7 @@ class LVLM(LocalModelFields, LLM, extra="forbid"):
     ``policy.on_not_inspected``: refused by default, and never handed to the model.
 
     A refusal is an answer with the policy's refusal as its text, ``refused`` and the ``verdicts``
-    in ``raw`` and in the message's ``additional_kwargs``. Messages that ``ImageScreen`` marked as
+    in ``raw``. Messages that ``ImageScreen`` marked as
     refused are answered so without running the model.
 
     Tools: results of tools are read as the user's words; the model itself calls none.

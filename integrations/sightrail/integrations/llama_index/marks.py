@@ -1,15 +1,17 @@
 """What screening leaves behind: the verdicts, on the message or node they belong to.
 
-In ``message.additional_kwargs["sightrail"]`` as JSON, and in ``node.metadata["sightrail"]`` as one
-text, because many vector stores take flat metadata only; there it is kept from the texts that
-models and embeddings see. A marker permits nothing: one that says "refused" refuses, any other is
-history.
+On a node they stand in ``node.metadata["sightrail"]`` as one text, because many vector stores take
+flat metadata only, kept from the texts that models and embeddings see. Whatever a message holds is
+written into prompts (LlamaIndex's history strings) or sent to a provider, and so its marker stands
+beside its fields: copies, pickles and memories in this process keep it, its JSON does not. A marker
+permits nothing: one that says "refused" refuses, any other is history.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import BaseNode, NodeWithScore
@@ -22,13 +24,13 @@ Holder = ChatMessage | BaseNode
 
 def read_marker(holder: ChatMessage | BaseNode | NodeWithScore) -> Marker | None:
     """The marker on a message or node, for display and audits; None where none is readable."""
-    extra = holder.additional_kwargs if isinstance(holder, ChatMessage) else holder.metadata
+    extra = _beside(holder) if isinstance(holder, ChatMessage) else holder.metadata
     return Marker.read(extra.get(KEY))
 
 
 def is_refused(messages: Sequence[ChatMessage]) -> bool:
     """Whether a message is marked as refused, however damaged the rest of its marker is."""
-    return any(says_refused(message.additional_kwargs) for message in messages)
+    return any(says_refused(_beside(message)) for message in messages)
 
 
 def marked_verdicts(messages: Sequence[ChatMessage]) -> tuple[Verdict, ...]:
@@ -40,9 +42,25 @@ def marked_verdicts(messages: Sequence[ChatMessage]) -> tuple[Verdict, ...]:
 def write_marker(holder: Holder, verdicts: Sequence[Verdict], *, refused: bool) -> Holder:
     """A copy with a marker; on a message, "refused" is never taken back."""
     if isinstance(holder, ChatMessage):
-        extra = with_marker(holder.additional_kwargs, verdicts, refused=refused)
-        return holder.model_copy(update={"additional_kwargs": extra})
+        marked = holder.model_copy()
+        marked.__dict__[KEY] = with_marker(_beside(holder), verdicts, refused=refused)[KEY]
+        return marked
     return _mark_node(holder, Marker(refused=refused, verdicts=tuple(verdicts)))
+
+
+def refused_for_good(past: Sequence[ChatMessage]) -> bool:
+    """Whether a marker in turns that have an answer refuses later ones too.
+
+    A refused picture was taken out, and that was that. A request that was refused as a whole is
+    still there, and a marker that does not say what was refused may be about one.
+    """
+    refused = [message for message in past if is_refused([message])]
+    return any({v.subject for v in marked_verdicts([m])} != {"picture"} for m in refused)
+
+
+def _beside(message: ChatMessage) -> Mapping[str, Any]:
+    """Where a message's marker stands; one that somebody sent along is read as well."""
+    return {**message.additional_kwargs, **message.__dict__}
 
 
 def _mark_node(node: BaseNode, marker: Marker) -> BaseNode:

@@ -38,9 +38,17 @@ def refused(
     return _response(text, _raw(model, "refused", verdicts, refused=True), tokens, delta)
 
 
+def is_refusal(response: ChatResponse) -> tuple[Verdict, ...] | None:
+    """The verdicts behind a refusal; None for any other answer."""
+    raw = response.raw
+    if not isinstance(raw, dict) or raw.get("refused") is not True:
+        return None
+    return tuple(Verdict.model_validate(verdict) for verdict in raw.get("verdicts", ()))
+
+
 def growing(text: str, delta: str) -> ChatResponse:
     """A streamed answer so far."""
-    return ChatResponse(message=_message(text, {}), delta=delta)
+    return ChatResponse(message=_message(text), delta=delta)
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:
@@ -56,17 +64,17 @@ def as_completion(response: ChatResponse) -> CompletionResponse:
 def _response(
     text: str, raw: dict[str, Any], tokens: dict[str, int], delta: str | None
 ) -> ChatResponse:
-    extra = {"refused": True, "verdicts": raw["verdicts"]} if raw["refused"] else {}
     return ChatResponse(
-        message=_message(text, extra),
+        message=_message(text),
         delta=delta,
         raw={**raw, "usage": tokens},
         additional_kwargs=dict(tokens),
     )
 
 
-def _message(text: str, extra: dict[str, Any]) -> ChatMessage:
-    return ChatMessage(role=MessageRole.ASSISTANT, content=text, additional_kwargs=extra)
+def _message(text: str) -> ChatMessage:
+    """Verdicts would be told to the next model: histories are written with all that is in them."""
+    return ChatMessage(role=MessageRole.ASSISTANT, content=text)
 
 
 def _raw(

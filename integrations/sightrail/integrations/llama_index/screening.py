@@ -34,6 +34,8 @@ class ImageScreen:
         surface: where what stands in no message, tool output or node came from.
         component: who screens, for LlamaIndex's instrumentation, traces and logs.
         on_verdict: called with every verdict, in the thread that screens.
+        reports: whether LlamaIndex's instrumentation is told; what an agent sends again with every
+            step was reported when it was new.
 
     Raises:
         ConfigurationError: that is no detector.
@@ -48,6 +50,7 @@ class ImageScreen:
     surface: Surface = "user"
     component: str = "ImageScreen"
     on_verdict: OnVerdict | None = None
+    reports: bool = True
 
     def __post_init__(self) -> None:
         checked_detector(self.detector)
@@ -78,7 +81,7 @@ class ImageScreen:
             (self.detector,),
             self.policy,
             self.limits,
-            LLAMA_INDEX,
+            LLAMA_INDEX if self.reports else _IN_SILENCE,
             component=self.component,
             surface=self.surface,
             on_verdict=self.on_verdict,
@@ -91,3 +94,4 @@ def _was_refused(value: Any) -> bool:
 
 
 LLAMA_INDEX: Final = Framework(Walk, write_marker, _was_refused, report)
+_IN_SILENCE: Final = Framework(Walk, write_marker, _was_refused)
