@@ -11,7 +11,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 
-from sightrail.guardrails.carriers.text import pictures_in, settled
+from sightrail.guardrails.carriers.walk import pictures_in, settled
 
 from .requests import answer_of
 from .screening import LLAMA_INDEX
