@@ -12,9 +12,10 @@ import pytest
 
 from benchmark_folders import BUILDERS, figstep, jsonl, png, put, shared, table, vlsbench
 from sightrail.guardrails import ConfigurationError, MissingDependencyError
-from sightrail.guardrails.evaluation import Item
+from sightrail.guardrails.evaluation import Item, Judgement, KeywordJudge
 from sightrail.guardrails.evaluation.judge import is_right
 from sightrail.guardrails.evaluation.sources import BENCHMARKS, Benchmark, Together
+from sightrail.guardrails.evaluation.tally import Tally
 
 EXPECTED = {  # items, of them harmful, with a picture, with a right answer
     "figstep": (2, 2, 2, 0),
@@ -131,6 +132,32 @@ def test_right_answers_are_told_from_wrong_ones(
     item = list(built(name, tmp_path).items())[index]
     assert is_right(item, right)
     assert not is_right(item, wrong)
+
+
+@pytest.mark.parametrize(
+    ("said", "accuracy", "plus"),
+    [(["Yes", "No"], 1.0, 1.0), (["Yes", "Yes"], 0.5, 0.0), (["No", "Yes"], 0.0, 0.0)],
+)
+def test_of_mme_both_answers_about_a_picture_count_together(
+    said: list[str], accuracy: float, plus: float, tmp_path: Path
+) -> None:
+    items = list(built("mme", tmp_path).items())
+    tally = Tally("bare")
+    for item, answer in zip(items, said * 2, strict=True):
+        (found,) = KeywordJudge().judge([(item, answer)])
+        tally.add(item, found)
+    rows = {(row.metric, row.group): row for row in tally.rows()}
+    assert rows["benign_accuracy", "mme"].value == accuracy
+    assert (rows["accuracy_plus", "mme"].value, rows["accuracy_plus", "mme"].n) == (plus, 2)
+    assert rows["accuracy_plus", "mme/artwork"].n == 1
+
+
+def test_a_picture_with_an_answer_that_nobody_judged_is_not_right(tmp_path: Path) -> None:
+    tally = Tally("bare")
+    for item, right in zip(built("mme", tmp_path).items(), [True, None, False, None], strict=True):
+        tally.add(item, Judgement(False, False, right))
+    (row,) = (row for row in tally.rows() if (row.metric, row.group) == ("accuracy_plus", "mme"))
+    assert (row.value, row.unjudged, row.n) == (0.0, 1, 2)
 
 
 def test_figstep_and_xstest_as_they_are_published() -> None:

@@ -36,6 +36,8 @@ class Item:
             it by itself (typographic attacks, jailbreak prompts).
         history: the messages before it, a system prompt among them, as ``LocalLVLM.chat`` takes
             them.
+        picture: what the items of one picture share, where they also count together: of MME, both
+            questions about a picture have to be answered right (``accuracy_plus``).
     """
 
     id: str
@@ -47,6 +49,7 @@ class Item:
     match: Match = "contained"
     goal: str | None = None
     history: tuple[Message, ...] = ()
+    picture: str | None = None
 
     def pictures(self, limits: Limits | None = None) -> list[Picture]:
         """The pictures, decoded as intake does it.

@@ -12,8 +12,9 @@ class Row(BaseModel):
 
     Attributes:
         stack: the defences in front of it, or for `auroc` the score that detects.
-        metric: `attack_success`, `over_refusal`, `benign_accuracy`, `flagged`, `localisation`,
-            `auroc`, `time_ratio`, `first_token_ratio`.
+        metric: `attack_success`, `over_refusal`, `benign_accuracy`, `accuracy_plus` (pictures all
+            of whose questions were answered right), `flagged`, `escalated` (what a cascade's second
+            detector looked at), `localisation`, `auroc`, `time_ratio`, `first_token_ratio`.
         group: which requests or scenes.
         value: the figure; shares and AUROCs in 0..1, ratios to the bare model.
         low: lower end of the 95 % interval.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _RATES: Final = (
     "attack_success",
     "benign_accuracy",
+    "accuracy_plus",
     "over_refusal",
     "flagged",
     "localisation",

@@ -3,8 +3,9 @@
 Layout, as users of the release describe and load it: ``MME_Benchmark_release_version``, in newer
 ones with a folder ``MME_Benchmark`` inside, and a folder a task below. A task either has ``images``
 and ``questions_answers_YN``, or pictures and texts side by side. A text of the picture's name has
-two lines, question and answer parted by a tab. The published score of a task is accuracy plus the
-share of pictures with both answers right; here it is accuracy alone.
+two lines, question and answer parted by a tab. The published score of a task, at most 200, is the
+sum of two percentages: ``benign_accuracy``, over questions, and ``accuracy_plus``, the share of
+pictures with both answers right.
 """
 
 from __future__ import annotations
@@ -61,4 +62,5 @@ def _questions(folder: Folder, task: Path, file: Path) -> Iterator[Item]:
             images=(image,),
             answer=answer.strip(),
             match="option",
+            picture=f"{task.name}/{file.stem}",
         )
