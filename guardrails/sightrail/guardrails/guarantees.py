@@ -149,8 +149,13 @@ class Drift:
         )
 
 
-def check_drift(known: Sequence[float], new: Sequence[float], threshold: Threshold) -> Drift:
-    """Compare the scores of new benign pictures with those of the calibration.
+def check_drift(known: Sequence[float], new: Sequence[float], threshold: Threshold | None) -> Drift:
+    """Compare the scores of new benign pictures or requests with those of the calibration.
+
+    Args:
+        known: of the calibration.
+        new: of the new ones.
+        threshold: with its promise; None where nothing is flagged.
 
     Raises:
         ConfigurationError: either is empty.
@@ -160,11 +165,12 @@ def check_drift(known: Sequence[float], new: Sequence[float], threshold: Thresho
     if not known or not new:
         raise ConfigurationError(
             f"A check of drift compares scores: {len(known)} are known from the calibration, and "
-            f"{len(new)} are new. Calibrate with this version, and give pictures that can be read."
+            f"{len(new)} are new. Calibrate with this version, and give benign pictures or "
+            "requests that can be read."
         )
     found = ks_2samp(known, new)
-    flagged = sum(score >= threshold.value for score in new)
-    promised = threshold.false_alarms
+    flagged = 0 if threshold is None else sum(score >= threshold.value for score in new)
+    promised = None if threshold is None else threshold.false_alarms
     alarm = (
         None
         if promised is None

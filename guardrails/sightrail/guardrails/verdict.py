@@ -236,6 +236,7 @@ class Verdict(_Frozen):
         score: float,
         threshold: Threshold | None,
         measures: Mapping[str, float] | None = None,
+        p_value: float | None = None,
     ) -> Verdict:
         """The verdict on a whole request, flagged when the score reaches the threshold.
 
@@ -247,6 +248,7 @@ class Verdict(_Frozen):
             subject="request",
             guardrail=guardrail,
             score=score,
+            p_value=p_value,
             threshold=threshold,
             measures=FrozenDict(measures or {}),
         )

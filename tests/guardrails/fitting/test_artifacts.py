@@ -103,4 +103,4 @@ def test_a_broken_artifact(tmp_path: Path, name: str, content: bytes) -> None:
 def test_the_manifest_holds_no_data(tmp_path: Path) -> None:
     folder = save_artifact(tmp_path, made())
     keys = json.loads((folder / MANIFEST_FILE).read_text()).keys()
-    assert keys == {"kind", "base", "settings", "data", "results", "version"}
+    assert keys == {"kind", "base", "settings", "data", "results", "threshold", "benign", "version"}

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ArtifactError, ConfigurationError
 from ..fitting import Artifact, load_artifact, save_artifact
-from ..fitting.calibration import calibrated_threshold
+from ..fitting.calibration import calibrated
 from ..guarantees import ALARMS, CONFIDENCE
 from ..model import doorway
 from ..model.generation import request_state
@@ -114,10 +114,8 @@ class Casa:
         """Write the artifact, with the threshold in use."""
         manifest = self.artifact.manifest
         results = {**manifest.results, THRESHOLD: self.limit.value}
-        return save_artifact(
-            folder,
-            replace(self.artifact, manifest=manifest.model_copy(update={"results": results})),
-        )
+        changed = self.artifact.with_manifest(results=results, threshold=self.limit)
+        return save_artifact(folder, changed)
 
     @cached_property
     def _digest(self) -> str:
@@ -138,6 +136,8 @@ class Casa:
             return self.threshold
         if self.threshold is not None:
             return Threshold(value=self.threshold, source="set by hand")
+        if self.artifact.manifest.threshold is not None:
+            return self.artifact.manifest.threshold
         value = self.artifact.manifest.results.get(THRESHOLD, 0.5)
         return Threshold(value=value, source="chosen in fitting, on examples kept apart")
 
@@ -225,14 +225,15 @@ class Casa:
         Raises:
             ConfigurationError: too few benign examples for this promise, or it is not possible.
         """
-        threshold = calibrated_threshold(
+        artifact = calibrated(
             lvlm.with_guardrails([self]),
+            self.artifact,
             examples,
             false_alarms=false_alarms,
             confidence=confidence,
             source=source,
         )
-        return replace(self, threshold=threshold)
+        return replace(self, artifact=artifact, threshold=None)
 
     # One request
 
@@ -284,9 +285,16 @@ class Casa:
         # Without an adapter nobody has taught the model what to say after C_unsafe.
         own_words = not self.settings.attention_only
         return tuple(
-            Decision.following(_verdict(score, v, self.limit), policy, own_words=own_words)
+            Decision.following(self._verdict(score, v), policy, own_words=own_words)
             for score, v in zip(unsafe, attended, strict=True)
         )
+
+    def _verdict(self, score: float, v: float) -> Verdict:
+        """What one score says."""
+        if not math.isfinite(score + v):  # a model that computed no number has found nothing safe
+            return Verdict.failed_request(NAME, "the model's hidden states are not numbers")
+        known = self.artifact.p_value(score)
+        return Verdict.on_request(NAME, score, self.limit, {"attention": v}, p_value=known)
 
     def _looks(self, watch: PromptWatch, length: int, host: Host) -> dict[int, Any]:
         layer, depth = self.settings.layer, host.inside("Casa").depth
@@ -324,10 +332,3 @@ class Casa:
 
 def _is_unsafe(decision: Decision) -> bool:
     return decision.verdict.status != "clean"
-
-
-def _verdict(score: float, v: float, limit: Threshold) -> Verdict:
-    """What one score says."""
-    if not math.isfinite(score + v):  # a model that computed no number has found nothing safe
-        return Verdict.failed_request(NAME, "the model's hidden states are not numbers")
-    return Verdict.on_request(NAME, score, limit, {"attention": v})

@@ -12,6 +12,7 @@ from ..errors import ConfigurationError
 from ..fitting import FitData, FitMethod, Fitted, Report, Resources
 from ..fitting.report import draw_roc
 from ..fitting.run import FitRun
+from ..guarantees import CONFIDENCE, guaranteed_threshold, needed
 from ..model import doorway
 from ..model.families import Host, context_length, image_token_ids, text_tower
 from ..model.prompt import PromptBuilder
@@ -144,6 +145,24 @@ def results_at(scores: Scores, threshold: float) -> dict[str, float]:
     }
 
 
+def chosen_threshold(scores: Scores, over_refusal: float, source: str) -> Threshold:
+    """The lowest threshold that promises at most this share of refused benign requests.
+
+    Where there are too few of them for a promise (149 for 2 %), the lowest one that at most this
+    share of them reaches, and its provenance says so.
+    """
+    n = len(scores.benign)
+    if not 0 < over_refusal < 1 or n < needed(over_refusal, CONFIDENCE):
+        told = f"{source or 'held-out examples'}; n={n}, too few to promise {over_refusal:.3g}"
+        return Threshold(value=threshold_for(scores.benign, over_refusal), source=told)
+    return guaranteed_threshold(
+        scores.benign,
+        false_alarms=over_refusal,
+        source=source or "held-out examples",
+        attacks=scores.harmful,
+    )
+
+
 def _measured(casa: Casa, run: FitRun, over_refusal: float) -> Fitted:
     """The threshold chosen on the examples kept apart, and what it gives there.
 
@@ -153,9 +172,11 @@ def _measured(casa: Casa, run: FitRun, over_refusal: float) -> Fitted:
     scores = _scores(casa, run)
     if not scores.harmful or not scores.benign:
         raise ConfigurationError("The examples kept apart need harmful and benign ones.")
-    results = results_at(scores, threshold_for(scores.benign, over_refusal))
-    manifest = casa.artifact.manifest.model_copy(update={"results": results})
-    artifact = replace(casa.artifact, manifest=manifest)
+    limit = chosen_threshold(scores, over_refusal, run.data.source)
+    results = results_at(scores, limit.value)
+    artifact = casa.artifact.with_manifest(
+        results=results, threshold=limit, benign=tuple(sorted(scores.benign))
+    )
 
     def draw(file: Path) -> None:
         curves = {

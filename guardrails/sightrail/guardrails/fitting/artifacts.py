@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save
 from ..embedded import TESTBED, embedded_folder
 from ..errors import ArtifactError
 from ..model.families import unwrapped, weights_of
+from ..verdict import Threshold
 
 MANIFEST_FILE: Final = "sightrail.json"
 TENSORS_FILE: Final = "sightrail.safetensors"
@@ -75,6 +76,8 @@ class Manifest(BaseModel):
         settings: of the method, as its own class reads them.
         data: what it was fitted on: counts and where they came from.
         results: what was measured on held-out data, by name.
+        threshold: on the score of a request, with its promise; None where nothing was calibrated.
+        benign: scores of benign requests kept apart, ascending: for p-values and checks of drift.
         version: of this format.
     """
 
@@ -85,6 +88,8 @@ class Manifest(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     data: dict[str, int | str] = Field(default_factory=dict)
     results: dict[str, float] = Field(default_factory=dict)
+    threshold: Threshold | None = None
+    benign: tuple[float, ...] = ()
     version: int = 1
 
 
@@ -94,6 +99,14 @@ class Artifact:
 
     manifest: Manifest
     tensors: Mapping[str, torch.Tensor]
+
+    def p_value(self, score: float) -> float | None:
+        """How often a benign request scores this high; None where nothing was calibrated."""
+        return conformal_p_value(score, self.manifest.benign)
+
+    def with_manifest(self, **changes: Any) -> Artifact:
+        """The same with other fields of the manifest."""
+        return replace(self, manifest=self.manifest.model_copy(update=changes))
 
     def require_model(self, model: Any, name: str) -> None:
         """Make sure that this is the model it was fitted on.

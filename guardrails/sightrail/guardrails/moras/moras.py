@@ -13,7 +13,7 @@ import torch
 
 from ..errors import ArtifactError, ConfigurationError, UnsupportedModelError
 from ..fitting import Artifact, load_artifact, save_artifact
-from ..fitting.calibration import calibrated_threshold
+from ..fitting.calibration import calibrated
 from ..guarantees import ALARMS, CONFIDENCE
 from ..model.families import Host, device_of
 from ..model.interventions import Decision, Interventions, Settled, Stage
@@ -52,7 +52,8 @@ class Moras:
     Attributes:
         artifact: prototypes mu [N, C] and the settings they were fitted with.
         chosen: settings of the method in place of the artifact's; ``settings`` are those in use.
-        threshold: on r, with its provenance; in place of ``refuse_above``.
+        threshold: on r, with its provenance; in place of ``refuse_above``, which is in place of the
+            artifact's, if it was calibrated.
 
     Raises:
         ArtifactError: the artifact is not one of MoRAS.
@@ -102,17 +103,19 @@ class Moras:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the artifact, with the settings as they are now."""
-        manifest = self.artifact.manifest.model_copy(
-            update={"settings": fitted_settings(self.settings)}
+        limit = self.threshold or self.artifact.manifest.threshold
+        changed = self.artifact.with_manifest(
+            settings=fitted_settings(self.settings), threshold=limit
         )
-        return save_artifact(folder, replace(self.artifact, manifest=manifest))
+        return save_artifact(folder, changed)
 
     @property
     def _threshold(self) -> Threshold | None:
-        limit = self.settings.refuse_above
-        if self.threshold is not None or limit is None:
+        if self.threshold is not None:
             return self.threshold
-        return Threshold(value=limit, source="refuse_above")
+        if self.settings.refuse_above is not None:
+            return Threshold(value=self.settings.refuse_above, source="refuse_above")
+        return self.artifact.manifest.threshold
 
     def calibrate(
         self,
@@ -136,14 +139,15 @@ class Moras:
         Raises:
             ConfigurationError: too few benign examples for this promise, or it is not possible.
         """
-        threshold = calibrated_threshold(
+        artifact = calibrated(
             lvlm.with_guardrails([self]),
+            self.artifact,
             examples,
             false_alarms=false_alarms,
             confidence=confidence,
             source=source,
         )
-        return replace(self, threshold=threshold)
+        return replace(self, artifact=artifact, threshold=None)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -209,21 +213,21 @@ class Moras:
         return risks.masked_fill(flagged, 1.0)
 
     def _verdicts(self, found: Assessment) -> list[Verdict]:
-        return [_verdict(found, row, self._threshold) for row in range(len(found.risks))]
+        return [self._verdict(found, row) for row in range(len(found.risks))]
 
-
-def _verdict(found: Assessment, row: int, threshold: Threshold | None) -> Verdict:
-    """What the calls before the answer say about one request."""
-    measures = {
-        "similarity": float(found.similarities[row]),
-        "risk": float(found.risks[row]),
-        "text_only": float(found.text_only),
-    }
-    if found.context_risks is not None:
-        measures["context_risk"] = float(found.context_risks[row])
-    if not all(map(math.isfinite, measures.values())):
-        return Verdict.failed_request("moras", "the model's hidden states are not numbers")
-    return Verdict.on_request("moras", measures["risk"], threshold, measures)
+    def _verdict(self, found: Assessment, row: int) -> Verdict:
+        """What the calls before the answer say about one request."""
+        measures = {
+            "similarity": float(found.similarities[row]),
+            "risk": float(found.risks[row]),
+            "text_only": float(found.text_only),
+        }
+        if found.context_risks is not None:
+            measures["context_risk"] = float(found.context_risks[row])
+        if not all(map(math.isfinite, measures.values())):
+            return Verdict.failed_request("moras", "the model's hidden states are not numbers")
+        risk, known = measures["risk"], self.artifact.p_value(measures["risk"])
+        return Verdict.on_request("moras", risk, self._threshold, measures, p_value=known)
 
 
 def _begun(

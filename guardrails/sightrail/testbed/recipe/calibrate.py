@@ -8,20 +8,30 @@ from typing import Final
 
 from rich.progress import track
 
+from sightrail.guardrails import Casa, LocalLVLM, Moras
+from sightrail.guardrails.casa.casa import THRESHOLD
+from sightrail.guardrails.fitting import load_artifact, save_artifact
+from sightrail.guardrails.fitting.calibration import scores_of
+from sightrail.guardrails.guarantees import guaranteed_threshold
 from sightrail.guardrails.intake import read_picture
+from sightrail.guardrails.roc import share_reaching
 from sightrail.guardrails.screening import RiskDetector, ScreeningSettings
 from sightrail.guardrails.screening.bands import fit_bands
 from sightrail.guardrails.screening.settings import SETTINGS_FILE, Score
 
+from ..casa import HELD_OUT
+from ..casa import SETTINGS as CASA
 from ..concepts import SAFE_NAMES, UNSAFE
+from ..fit_data import draw_examples
 from ..scenes import Scene, draw_objects, draw_words
 from ..source import SCENES as KINDS
 from ..source import draw_scenes
-from ..splits import SPLITS
+from ..splits import SPLITS, SplitName
 
-SCENES: Final = 300
+SCENES: Final = 1000
 UNSAFE_SCENES: Final = 120
 FALSE_ALARMS: Final = 0.03
+"""Promised with 95 % confidence; a thousand scenes let the threshold lie at 2.1 % of them."""
 CALIBRATED: Final[tuple[Score, ...]] = ("ot", "ot_printed", "patch_cosine", "whole_cosine")
 SETTINGS: Final = ScreeningSettings(
     patches="tokens",
@@ -53,9 +63,9 @@ def write_bank(folder: Path) -> None:
     (folder / "concepts.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def benign_scenes(n: int) -> list[Scene]:
-    """Safe scenes of the calibration split: 1 to 9 objects, look-alikes among them, and words."""
-    split = SPLITS["calibration"]
+def benign_scenes(n: int, where: SplitName = "calibration") -> list[Scene]:
+    """Safe scenes of a split: 1 to 9 objects, look-alikes among them, and words."""
+    split = SPLITS[where]
     rng = split.rng(77)
     scenes = []
     for index in range(n):
@@ -99,3 +109,34 @@ def with_bands(detector: RiskDetector) -> ScreeningSettings:
     source = "sightrail testbed, unsafe scenes of the calibration split"
     bands = fit_bands(detector, track(scenes, "bands", total=UNSAFE_SCENES), source)
     return detector.settings.model_copy(update={"bands": bands})
+
+
+def calibrate_requests(folder: Path) -> None:
+    """The threshold of CASA, and what benign requests score with CASA and MoRAS, into their files.
+
+    MoRAS as published flags nothing, so that its scores give p-values alone.
+    """
+    lvlm = LocalLVLM.from_pretrained("testbed")
+    examples = draw_examples(HELD_OUT, split="calibration", seed=CASA.seed)
+    benign = [example for example in examples if not example.harmful]
+    harmful = [example for example in examples if example.harmful]
+    moras = load_artifact("testbed", "moras")
+    scores = sorted(scores_of(lvlm.with_guardrails([Moras(moras)]), benign))
+    save_artifact(folder / "moras", moras.with_manifest(benign=tuple(scores)))
+    casa = load_artifact("testbed", "casa")
+    deciding = lvlm.with_guardrails([Casa(casa)])
+    scores, attacks = sorted(scores_of(deciding, benign)), list(scores_of(deciding, harmful))
+    limit = guaranteed_threshold(
+        scores,
+        false_alarms=CASA.over_refusal,
+        source="sightrail testbed, benign requests of the calibration split",
+        attacks=attacks,
+    )
+    results = {
+        **casa.manifest.results,
+        THRESHOLD: limit.value,
+        "harmful_refused": share_reaching(attacks, limit.value),
+        "benign_refused": share_reaching(scores, limit.value),
+    }
+    changed = casa.with_manifest(threshold=limit, benign=tuple(scores), results=results)
+    save_artifact(folder / "casa", changed)
