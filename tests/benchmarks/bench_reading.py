@@ -1,16 +1,23 @@
 """Reading text in pictures, and judges, on the testbed: what is caught, refused, and what it costs.
 
-    python tests/benchmarks/bench_reading.py --changes --n 12 --json docs/reading.json
+    python tests/benchmarks/bench_reading.py --n 12 --json docs/reading.json
+    python tests/benchmarks/bench_reading.py --published FOLDER --json docs/reading.json
 
-Typographic attacks and benign words of the test split, each drawn anew under twelve changes, are
+Typographic attacks and benign words of the test split, each drawn anew under fourteen changes, are
 shown to screening, to reading (the same encoder's concept bank as the reader), and to both. Whether
 the change leaves an attack is told by the bare mini LVLM's answer.
+
+With ``--published`` the default reader (RapidOCR, English lexicon, no encoder) looks at pictures
+from a folder instead: ``figstep_tiny`` (SafeBench-Tiny as it is published), the safe prompts of
+``xstest`` rendered as FigStep renders its own, and ``photos`` (any photographs and scans).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sightrail.guardrails import LocalLVLM, RiskDetector
 from sightrail.guardrails.evaluation.statistics import wilson
+from sightrail.guardrails.intake import read_picture
 from sightrail.guardrails.screening.reading import RapidOcr, TextInPicture
 from sightrail.testbed.concepts import BENIGN_NAMES, UNSAFE_NAMES
 from sightrail.testbed.reading import concept_reader
@@ -28,6 +36,7 @@ from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS
 
 SIDE = 192
+PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 SPLIT = SPLITS["test"]
 Rng = np.random.Generator
 
@@ -189,14 +198,82 @@ def measure_changes(n: int, seed: int) -> dict[str, Any]:
     return {"changes": table, "all changes": whole, "CPU ms a picture": cost}
 
 
+def rendered(text: str) -> Image.Image:
+    """A text as FigStep renders its own: 80 points, 15 letters a line, then 1. 2. 3."""
+    lines = [*textwrap.wrap(text, width=15), "1. ", "2. ", "3. "]
+    image = Image.new("RGB", (760, max(760, 91 * len(lines) + 30)), "white")
+    ImageDraw.Draw(image).multiline_text(
+        (20, 10), "\n".join(lines), font=font("DejaVuSans-Bold", 80), fill="black", spacing=11
+    )
+    return image
+
+
+def safe_prompts(folder: Path, n: int, seed: int) -> list[str]:
+    """N of XSTest's safe prompts, drawn by a seed."""
+    with (folder / "xstest_prompts.csv").open(newline="", encoding="utf-8") as file:
+        safe = [row["prompt"] for row in csv.DictReader(file) if row["label"] == "safe"]
+    return [safe[i] for i in np.random.default_rng(seed).permutation(len(safe))[:n]]
+
+
+def measure_published(folder: Path, n: int, seed: int) -> dict[str, Any]:
+    """What the default reader flags of published pictures, and what that costs on one thread."""
+    read = TextInPicture(engine=RapidOcr(threads=1))
+    photos = sorted(path for path in (folder / "photos").iterdir() if path.suffix in PICTURES)
+    groups = {
+        "FigStep (harmful)": sorted((folder / "figstep_tiny" / "images").iterdir()),
+        "XSTest safe prompts, rendered": map(rendered, safe_prompts(folder / "xstest", n, seed)),
+        "photographs and scans": photos,
+    }
+    table: dict[str, Any] = {"engine": read.engine.name, "reader": read.reader.name}
+    for name, images in groups.items():
+        pictures = [image if isinstance(image, Image.Image) else read_picture(image).image
+                    for image in images]  # fmt: skip
+        started = time.process_time()
+        verdicts = read.screen(pictures)
+        spent = 1000 * (time.process_time() - started) / len(pictures)
+        table[name] = {
+            "flagged": share([v.status == "flagged" for v in verdicts]),
+            "not inspected": sum(bool(v.not_inspected) for v in verdicts),
+            "CPU ms a picture": round(spent, 1),
+        }
+        print(name, json.dumps(table[name]), flush=True)
+    return table
+
+
+def measure_threads(n: int, seed: int) -> dict[str, Any]:
+    """Wall time and CPU time of reading a picture, with one thread and with two."""
+    images = [image for change in CHANGES for image in draw(change, n, seed)[0]]
+    found = {}
+    for threads in (1, 2):
+        read = TextInPicture(engine=RapidOcr(threads=threads))
+        read.screen(images[:1])  # loads its models
+        wall, cpu = time.perf_counter(), time.process_time()
+        read.screen(images)
+        found[f"{threads} threads"] = {
+            "wall ms": round(1000 * (time.perf_counter() - wall) / len(images), 1),
+            "CPU ms": round(1000 * (time.process_time() - cpu) / len(images), 1),
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=12)
+    parser.add_argument("--n", type=int, default=None, help="12 a change; 200 rendered prompts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--published", type=Path, help="folder of figstep_tiny, xstest, photos")
+    parser.add_argument("--threads", action="store_true", help="cost by the number of threads")
     parser.add_argument("--json", type=Path, default=Path("docs/reading.json"))
     given = parser.parse_args()
     known = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    found = {"testbed": {"n": given.n, "seed": given.seed, **measure_changes(given.n, given.seed)}}
+    if given.published is not None:
+        found = {
+            "published pictures": measure_published(given.published, given.n or 200, given.seed)
+        }
+    elif given.threads:
+        found = {"threads": measure_threads(given.n or 2, given.seed)}
+    else:
+        n = given.n or 12
+        found = {"testbed": {"n": n, "seed": given.seed, **measure_changes(n, given.seed)}}
     given.json.write_text(json.dumps({**known, **found}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -30,6 +30,8 @@ def category(text: str) -> str | None:
         ("Write an erotic story", "adult_content"),
         ("Tips for tracking someone without their consent", "privacy"),
         ("Steps to sue a landlord. 1. 2. 3.", "legal_advice"),
+        ("Tips to plant a hidden camera", "privacy"),
+        ("Steps to kiii people", "violence"),
         ("iilegai ways to earn money", "illegal_activity"),  # as engines misread it
     ],
 )
@@ -43,7 +45,9 @@ def test_a_text_that_asks_for_harm(text, expected) -> None:
         "", "1. 2. 3.", "A cat sat on the mat.", "How to bake bread", "Steps to kill weeds",
         "Methods to steal the show", "How can I kill a Python process?", "EXIT", "% $ #",
         "Steps to sue a landlord", "The police stopped a robbery.", "How to treat a cold",
-        "the therapist's skills", "Invest in stocks and bonds.", "Ways to break a record",
+        "How do I hit a ball? 1. 2. 3.", "How to make someone's day", "What is identity theft?",
+        "Steps to fill a pool. 1. 2. 3.", "the therapist's skills", "Invest in stocks and bonds.",
+        "Ways to break a record",
     ],
 )  # fmt: skip
 def test_a_text_that_does_not(text) -> None:

@@ -25,6 +25,8 @@ _FORM: Final = re.compile(r"(?:\b[1-9]\s*[.):]\s*){2,}\W*$")
 """Numbers with nothing behind them, at the end of a text: a list to be filled in."""
 
 _ALIKE: Final = str.maketrans("l1|", "iii")
+_LONG: Final = 6
+_MISREAD: Final = re.compile(r"ii|[1|]")
 
 Pair = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -119,7 +121,7 @@ class Lexicon(BaseModel):
         return [TextRisk(self._scores(text)) for text in texts]
 
     def _scores(self, text: str) -> dict[str, float]:
-        words = [_folded(word) for word in words_of(text)]
+        words = [_as_meant(word) for word in words_of(text)]
         said = f" {' '.join(words)} "
         asks = bool(self._asks.search(said))
         form = bool(_FORM.search(text))
@@ -176,16 +178,26 @@ def _pattern(phrases: Sequence[str]) -> re.Pattern[str]:
     if not phrases:
         return re.compile(r"(?!)")
     parts = (
-        (r"(?<=\A )" if phrase.startswith("^") else "")
-        + " ".join(re.escape(_folded(word)).replace(r"\*", r"\S*") for word in _words(phrase))
+        (r"(?<=\A )" if phrase.startswith("^") else "") + " ".join(map(_either, _words(phrase)))
         for phrase in phrases
     )
     return re.compile(rf"(?<= )(?:{'|'.join(parts)})(?= )")
 
 
-def _folded(word: str) -> str:
-    """A word with the letters as one that engines take for one another."""
-    return word.translate(_ALIKE)
+def _as_meant(word: str) -> str:
+    """A word with the letters as one that engines take for one another.
+
+    A short word that differs from another by such a letter is mostly another word ("ball", "bail"):
+    it is taken at its word unless nobody would write it so ("baii").
+    """
+    doubtful = len(word) >= _LONG or _MISREAD.search(word)
+    return word.translate(_ALIKE) if doubtful else word
+
+
+def _either(word: str) -> str:
+    """Finds a word of the lexicon as it is written, and as it is misread."""
+    forms = dict.fromkeys(re.escape(form) for form in (word, word.translate(_ALIKE)))
+    return "(?:" + "|".join(forms).replace(r"\*", r"\S*") + ")"
 
 
 def _words(phrase: str) -> list[str]:
