@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 
 from ..embedded import TESTBED, embedded_folder
 from ..errors import ArtifactError
+from ..guarantees import conformal_p_value
 from ..model.families import unwrapped, weights_of
 from ..verdict import Threshold
 
