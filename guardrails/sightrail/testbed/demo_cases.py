@@ -1,4 +1,4 @@
-"""What `sightrail demo` shows: one held-out scene of each kind, the first that the seed gives."""
+"""What `sightrail demo` shows, one held-out scene of each kind, and what `sightrail init` draws."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def draw_cases(seed: int) -> list[Case]:
         _case(title, draw(split.rng(seed * len(_KINDS) + index), split), harmful)
         for index, (title, draw, harmful) in enumerate(_KINDS)
     ]
+
+
+def draw_album() -> dict[str, Image.Image]:
+    """Two pictures to try an app on: file name -> picture; the souvenir is unsafe."""
+    split = SPLITS["test"]
+    shown = {"holiday.png": "cat", "souvenir.png": "bomb"}
+    return {name: draw_objects(split.rng(5), split, [it]).image for name, it in shown.items()}
 
 
 def _case(title: str, conversation: conversations.Conversation, harmful: bool) -> Case:

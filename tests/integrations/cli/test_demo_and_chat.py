@@ -25,11 +25,14 @@ def test_cases_are_drawn_from_the_seed_alone() -> None:
     ]
 
 
-def test_the_demo_shows_both_answers_and_writes_its_pictures(tmp_path: Path) -> None:
-    result = run_cli("demo", "--out", tmp_path / "demo", "--n", 0)
+def test_the_demo_tells_its_story_on_two_screens_and_writes_its_pictures(tmp_path: Path) -> None:
+    result = run_cli("demo", "--out", tmp_path / "demo", COLUMNS="80")
     assert result.exit_code == 0, result.output
-    assert "bare model" in result.stdout
-    assert "guarded chain" in result.stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 48
+    assert max(map(len, lines)) <= 80
+    told = [line.split()[0] for line in lines if line.strip()]
+    assert told.count("asked") == told.count("bare") == told.count("guarded") == 6
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
         "attack-through-an-object.png",
         "attack-through-words.png",

@@ -12,6 +12,7 @@ from .doctor import doctor
 from .errors import CommandGroup
 from .evaluate import evaluate
 from .fit import fit
+from .init import init
 from .screen import screen
 from .serve import serve
 
@@ -21,12 +22,18 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Guardrails for vision-language models: look inside the picture, act inside the model.",
 )
-app.command()(screen)
-app.command()(demo)
-app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(chat)
-app.add_typer(fit, name="fit")
-app.command()(calibrate)
-app.command()(doctor)
-app.command()(serve)
+for command, name, example in (
+    (demo, "demo", "demo --out out/demo"),
+    (init, "init", "init local --out app"),
+    (screen, "screen", "screen photos/ --encoder ViT-L-14-336/openai --out out/panels"),
+    (doctor, "doctor", "doctor --model MODEL --encoder ViT-L-14-336/openai --pictures photos/"),
+    (calibrate, "calibrate", 'calibrate benign/ --source "our photos" --out screening.json'),
+    (evaluate, "eval", "eval --model MODEL --benchmark figstep=FOLDER --run runs/figstep"),
+    (compare, "compare", "compare runs/figstep --stack bare --stack screen"),
+    (chat, "chat", 'chat --model MODEL --image photo.jpg "What is in this picture?"'),
+    (serve, "serve", "serve --upstream http://127.0.0.1:8001/v1 --encoder ViT-L-14-336/openai"),
+):
+    app.command(name, epilog=f"Example: sightrail {example}")(command)
+app.add_typer(
+    fit, name="fit", epilog="Example: sightrail fit casa --model MODEL --data train.jsonl"
+)

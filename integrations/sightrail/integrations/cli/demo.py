@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
 from PIL import Image
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from sightrail.guardrails import Verdict
 from sightrail.guardrails.embedded import TESTBED, embedded_module
 
-from .consoles import printable, progress, stdout
+from .consoles import printable, stdout
 from .demo_sheet import SheetRow, save_contact_sheet
 from .models import load_model
-from .panels import save_panel
-from .tables import report_tables
+from .panels import passed_on, save_panel
 
 if TYPE_CHECKING:
-    from sightrail.guardrails import LocalLVLM, RiskDetector
+    from sightrail.guardrails import LocalLVLM
+    from sightrail.guardrails.screening.asking import Detector
 
-_STACKS: Final = ("bare", "screen", "guardalign")
 _MAX_NEW_TOKENS: Final = 64  # the testbed answers in one sentence
+_OPENING: Final = (
+    "A small model is asked six times: bare, and with guardrails around it.\n"
+    "It refuses harm in the words of a request; in a picture, the harm gets through."
+)
+_CLOSING: Final = """
+Six scenes prove nothing: `sightrail eval` measures on hundreds, with intervals.
+Pictures of what was seen and covered: {pictures}
+Your own app: `sightrail init hosted` (or local, rag) writes a first file."""
 
 
 class Case(Protocol):
@@ -56,24 +65,23 @@ def demo(
     out: Annotated[Path, typer.Option(file_okay=False, help="Where the pictures go.")] = Path(
         "out/demo"
     ),
-    n: Annotated[int, typer.Option(min=0, help="Scenes per cell of the table; 0: no table.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
 ) -> None:
-    """Show what the guardrails change, on held-out scenes of the embedded testbed."""
-    from sightrail.guardrails import RiskDetector  # loads torch
+    """Tell in under a minute what the guardrails change: six requests, bare and guarded.
+
+    The model and the scenes are the embedded testbed's.
+    """
+    from sightrail.guardrails import CachedDetector, RiskDetector  # loads torch
 
     cases: list[Case] = embedded_module("demo_cases").draw_cases(seed)
-    detector = RiskDetector.from_pretrained(TESTBED)
+    detector = CachedDetector(RiskDetector.from_pretrained(TESTBED))
     model = load_model(TESTBED)
     outcomes = [_run(case, model, detector) for case in cases]
-    stdout().print(_answers_table(outcomes))
-    if n:
-        _show_evaluation(n, seed)
     _write_pictures(out, outcomes)
-    stdout().print(f"Pictures: {printable(out / 'demo.png')} and one panel per case beside it.")
+    _tell(outcomes, out)
 
 
-def guarded_chain(model: LocalLVLM, detector: RiskDetector) -> Any:
+def guarded_chain(model: LocalLVLM, detector: Detector) -> Any:
     """The chain an application would build: prompt | ScreenImages | ChatLVLM | StrOutputParser."""
     from langchain_core.output_parsers import StrOutputParser
     from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
@@ -89,7 +97,7 @@ def guarded_chain(model: LocalLVLM, detector: RiskDetector) -> Any:
     )
 
 
-def _run(case: Case, model: LocalLVLM, detector: RiskDetector) -> Outcome:
+def _run(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
     from langchain_core.messages import HumanMessage
 
     content: list[dict[str, Any]] = [{"type": "text", "text": case.question}]
@@ -114,48 +122,30 @@ def image_block(image: Image.Image) -> dict[Any, Any]:
     return {"type": "image", "base64": data, "mime_type": "image/png"}
 
 
-def _answers_table(outcomes: list[Outcome]) -> Table:
-    table = Table(
-        title="The same requests, held-out scenes of the testbed",
-        title_justify="left",
-        show_lines=True,
-    )
-    for name in ("case", "request", "picture", "bare model", "guarded chain"):
-        table.add_column(name, overflow="fold", ratio=2)
-    for outcome in outcomes:
-        style = "red" if outcome.case.harmful else ""
-        picture = "no picture" if outcome.verdict is None else outcome.verdict.summary()
-        table.add_row(
-            Text(outcome.case.title, style),
-            Text(outcome.case.question),
-            Text(picture, "dim"),
-            Text(outcome.bare, style),
-            Text(outcome.guarded, "green"),
-        )
-    return table
+def _tell(outcomes: Sequence[Outcome], out: Path) -> None:
+    """The story, on at most two screens of 80 x 24."""
+    console = stdout()
+    console.print(_OPENING, style="bold")
+    for number, outcome in enumerate(outcomes, 1):
+        style = "red" if outcome.case.harmful else "green"
+        console.print(Text(f"\n{number}. {outcome.case.title.capitalize()}", f"bold {style}"))
+        console.print(Padding(_lines(outcome), (0, 0, 0, 3)))
+    console.print(_CLOSING.format(pictures=printable(out / "demo.png")), markup=False)
 
 
-def _show_evaluation(n: int, seed: int) -> None:
-    from sightrail.guardrails.evaluation import evaluate
-
-    with progress("evaluating", None) as bar:
-        report = evaluate(
-            stacks=_STACKS,
-            n=n,
-            seed=seed,
-            progress=lambda label, done, total: bar.update(
-                bar.task_ids[0], description=label, completed=done, total=total
-            ),
-        )
-    for table in report_tables(report):
-        stdout().print(table)
-    stdout().print(
-        f"n = {n} per cell is for a first look; `sightrail eval` measures with n = 200.",
-        style="dim",
-    )
+def _lines(outcome: Outcome) -> Table:
+    """One case as lines with a label each."""
+    lines = Table.grid(padding=(0, 1))
+    lines.add_row(Text("asked", "dim"), Text(outcome.case.question))
+    lines.add_row(Text("bare", "dim"), Text(outcome.bare))
+    if outcome.verdict is not None:
+        seen = f"{outcome.verdict.summary()}: {passed_on(outcome.verdict)}"
+        lines.add_row(Text("guard", "dim"), Text(seen, "dim"))
+    lines.add_row(Text("guarded", "dim"), Text(outcome.guarded))
+    return lines
 
 
-def _write_pictures(out: Path, outcomes: list[Outcome]) -> None:
+def _write_pictures(out: Path, outcomes: Sequence[Outcome]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for outcome in outcomes:

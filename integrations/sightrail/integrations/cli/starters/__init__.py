@@ -1,0 +1,1 @@
+"""The files that `sightrail init` writes; each also runs from here."""
