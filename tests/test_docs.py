@@ -30,7 +30,9 @@ def code_blocks(language: str, page: str = README) -> Iterator[tuple[int, str]]:
 
 def commands() -> list[str]:
     blocks = (text for page in (README, GUIDE) for _, text in code_blocks("console", page))
-    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    shown = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    entries = [*app.registered_commands, *app.registered_groups]
+    return shown + [str(entry.epilog).removeprefix("Example: ") for entry in entries]
 
 
 def test_the_readme_runs_from_top_to_bottom(

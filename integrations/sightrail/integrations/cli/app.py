@@ -34,6 +34,5 @@ for command, name, example in (
     (serve, "serve", "serve --upstream http://127.0.0.1:8001/v1 --encoder ViT-L-14-336/openai"),
 ):
     app.command(name, epilog=f"Example: sightrail {example}")(command)
-app.add_typer(
-    fit, name="fit", epilog="Example: sightrail fit casa --model MODEL --data train.jsonl"
-)
+fit_example = "fit casa --model MODEL --data train.jsonl --out casa/"
+app.add_typer(fit, name="fit", epilog=f"Example: sightrail {fit_example}")

@@ -100,13 +100,15 @@ def guarded_chain(model: LocalLVLM, detector: Detector) -> Any:
 def _run(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
     from langchain_core.messages import HumanMessage
 
+    from sightrail.guardrails import read_picture
+
     content: list[dict[str, Any]] = [{"type": "text", "text": case.question}]
     blocks: list[str | dict[Any, Any]] = [{"type": "text", "text": case.question}]
     verdict = None
     if case.image is not None:
         content.insert(0, {"type": "image", "image": case.image})
         blocks.insert(0, image_block(case.image))
-        verdict = detector.screen([case.image])[0]
+        verdict = detector.screen([read_picture(case.image)])[0]
     asked = [{"role": "user", "content": content}]
     bare = model.chat(asked, max_new_tokens=_MAX_NEW_TOKENS).text
     chain = guarded_chain(model, detector)
