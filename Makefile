@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: demo test test-long coverage check lowest docs wheel
+.PHONY: demo test test-long coverage check lowest docs site wheel
 
 demo: $(STAMP)
 	$(BIN)/sightrail demo --out out/demo
@@ -28,6 +28,10 @@ lowest: $(STAMP)
 # What docs/ states as measured is written by the code that measures it.
 docs: $(STAMP)
 	$(BIN)/nox -s docs
+
+# The web site, into out/site.
+site: $(STAMP)
+	$(BIN)/nox -s site
 
 wheel: $(STAMP)
 	$(BIN)/nox -s wheel

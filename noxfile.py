@@ -14,7 +14,7 @@ import nox
 
 nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "contracts", "tests", "lowest", "docs", "wheel"]
+nox.options.sessions = ["lint", "types", "contracts", "tests", "lowest", "site", "wheel"]
 
 ROOT = Path(__file__).parent
 LOWEST = ROOT / ".venv-lowest"
@@ -23,9 +23,9 @@ CONSTRAINTS = ROOT / "constraints-lowest.txt"
 CUDA = ("nvidia-", "cuda-", "triton")
 
 
-def run(session: nox.Session, module: str, *args: str) -> None:
+def run(session: nox.Session, module: str, *args: str, env: dict[str, str] | None = None) -> None:
     """Run a module of this environment."""
-    session.run(sys.executable, "-m", module, *args)
+    session.run(sys.executable, "-m", module, *args, env=env)
 
 
 @nox.session
@@ -124,11 +124,21 @@ def constraints(session: nox.Session) -> None:
     run(session, "uv", "pip", "compile", *options, *header, *what, *out)
 
 
-@nox.session
+@nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Write what docs/ states as measured."""
+    """Write what docs/ states as measured, and the picture of the README."""
     env = {"PYTHONPATH": str(ROOT / "tests")}
     session.run(sys.executable, "-m", "conformance", "docs/conformance.md", env=env)
+    tables = "tests/benchmarks/results_markdown.py"
+    pages = ["docs/results.md", "README.md", "guardrails/sightrail/testbed/README.md"]
+    session.run(sys.executable, tables, "docs/results.json", *pages)
+    session.run(sys.executable, "tests/benchmarks/readme_picture.py", "docs/picture.png")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the web site into out/site, offline; a broken link or name is an error."""
+    run(session, "mkdocs", "build", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

@@ -1,15 +1,16 @@
-"""Turn `sightrail eval --json FILE` into the tables of the README.
+"""Turn `sightrail eval --json FILE` into the tables of docs/results.md.
 
-    python tests/benchmarks/results_markdown.py docs/results.json README.md [MORE.md ...]
+    python tests/benchmarks/results_markdown.py docs/results.json docs/results.md README.md
 
-rewrites what stands between `<!-- results -->` and `<!-- /results -->` in the files.
+rewrites what stands between `<!-- results -->` and `<!-- /results -->` in the files, and the short
+table of the README between `<!-- short -->` and `<!-- /short -->`.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sightrail.guardrails.evaluation import EvalReport, Row
@@ -25,6 +26,13 @@ ANSWERS = {
     ("over_refusal", "lookalike"): "look-alike refused",
     ("time_ratio", "answer"): "time",
 }
+SHORT_STACKS = ("bare", "screen", "casa", "moras", "screen+moras", "all")
+SHORT = (
+    ("attack_success", "picture"),
+    ("benign_accuracy", "benign"),
+    ("over_refusal", "lookalike"),
+    ("time_ratio", "answer"),
+)
 SCENES = ("objects_1", "objects_3", "objects_6", "objects_9", "typographic")
 COLUMNS = {
     "whole_cosine": "whole-image cosine",
@@ -97,19 +105,35 @@ def render(report: EvalReport, command: str) -> str:
     )
 
 
+def short(report: EvalReport, command: str) -> str:
+    """The one table of the README."""
+    rows = {(row.stack, row.metric, row.group): row for row in report.rows}
+    lines = [
+        [f"`{stack}`", *(cell(rows.get((stack, *key))) for key in SHORT)] for stack in SHORT_STACKS
+    ]
+    header = ["stack", *(ANSWERS[key] for key in SHORT)]
+    return f"{table(header, lines)}\n\nMade by `{command}`."
+
+
 def main(arguments: Sequence[str]) -> None:
     """Rewrite the results section of the files."""
     source, *targets = map(Path, arguments)
     report = EvalReport.model_validate_json(source.read_text(encoding="utf-8"))
     n = min(row.n for row in report.rows if row.metric == "attack_success")
-    text = render(report, f"sightrail eval --n {n} --seed {report.seed} --json {source}")
-    section = f"<!-- results -->\n{text}\n<!-- /results -->"
+    command = f"sightrail eval --n {n} --seed {report.seed} --json {source}"
+    sections = {"results": render(report, command), "short": short(report, command)}
     for target in targets:
-        old = target.read_text(encoding="utf-8")
-        new = re.sub(
-            r"<!-- results -->.*<!-- /results -->", lambda _: section, old, flags=re.DOTALL
-        )
-        target.write_text(new, encoding="utf-8")
+        page = target.read_text(encoding="utf-8")
+        target.write_text(with_sections(page, sections), encoding="utf-8")
+
+
+def with_sections(page: str, sections: Mapping[str, str]) -> str:
+    """The page with these texts between their marks."""
+    for name, text in sections.items():
+        section = f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
+        marked = rf"<!-- {name} -->.*<!-- /{name} -->"
+        page = re.sub(marked, lambda _, section=section: section, page, flags=re.DOTALL)
+    return page
 
 
 if __name__ == "__main__":

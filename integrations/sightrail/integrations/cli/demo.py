@@ -76,7 +76,7 @@ def demo(
     cases: list[Case] = embedded_module("demo_cases").draw_cases(seed)
     detector = CachedDetector(RiskDetector.from_pretrained(TESTBED))
     model = load_model(TESTBED)
-    outcomes = [_run(case, model, detector) for case in cases]
+    outcomes = [run_case(case, model, detector) for case in cases]
     _write_pictures(out, outcomes)
     _tell(outcomes, out)
 
@@ -97,7 +97,8 @@ def guarded_chain(model: LocalLVLM, detector: Detector) -> Any:
     )
 
 
-def _run(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
+def run_case(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
+    """Ask the bare model and the guarded chain."""
     from langchain_core.messages import HumanMessage
 
     from sightrail.guardrails import read_picture
@@ -149,13 +150,18 @@ def _lines(outcome: Outcome) -> Table:
 
 def _write_pictures(out: Path, outcomes: Sequence[Outcome]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
     for outcome in outcomes:
         image, verdict, title = outcome.case.image, outcome.verdict, outcome.case.title
-        if image is None or verdict is None:
-            continue
-        save_panel(out / f"{title.replace(' ', '-')}.png", title, image, verdict, "fill")
-        rows.append(
-            SheetRow(title, image, verdict, outcome.case.question, outcome.bare, outcome.guarded)
-        )
-    save_contact_sheet(out / "demo.png", rows)
+        if image is not None and verdict is not None:
+            save_panel(out / f"{title.replace(' ', '-')}.png", title, image, verdict, "fill")
+    save_sheet(out / "demo.png", outcomes)
+
+
+def save_sheet(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Draw every case that has a picture, with both answers, on one page."""
+    rows = [
+        SheetRow(o.case.title, o.case.image, o.verdict, o.case.question, o.bare, o.guarded)
+        for o in outcomes
+        if o.case.image is not None and o.verdict is not None
+    ]
+    save_contact_sheet(path, rows)
