@@ -21,7 +21,7 @@ from sightrail.integrations.server import ServerSettings
 from sightrail.testbed.demo_cases import draw_album
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "SECURITY.md", ROOT / "LICENSES.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 CHECKED = {"python", "console", "toml", "text"}
 
