@@ -49,10 +49,10 @@ from sightrail.guardrails.casa.fit_settings import FitSettings
 from sightrail.guardrails.casa.training import CasaLearner
 from sightrail.guardrails.davsp import DavspSettings
 from sightrail.guardrails.davsp.border import AroundPicture
+from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
 from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader
-from sightrail.guardrails.davsp.training import BorderLearner, BorderLoss
 from sightrail.guardrails.fitting import Resources
 from sightrail.guardrails.fitting.memory import frozen, layers_computed_twice
 from sightrail.guardrails.fitting.run import FitRun

@@ -23,10 +23,9 @@ from rich.progress import Progress as Bar
 
 from sightrail.guardrails import LocalLVLM, SafetyPrefix
 from sightrail.guardrails.davsp.border import OverPicture, levels_to_pixels
-from sightrail.guardrails.davsp.fit import find_direction, fit_davsp
+from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss, find_direction, fit_davsp
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import Reader, prepare_requests
-from sightrail.guardrails.davsp.training import BorderLearner, BorderLoss
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.progress import Progress

@@ -23,11 +23,18 @@ from sightrail.guardrails import (
 )
 from sightrail.guardrails.davsp import DavspSettings
 from sightrail.guardrails.davsp.border import AroundPicture, OverPicture
-from sightrail.guardrails.davsp.fit import TrainedBorder, find_direction, fit_davsp, train_border
+from sightrail.guardrails.davsp.fit import (
+    BorderLearner,
+    BorderLoss,
+    TrainedBorder,
+    draw_batch,
+    find_direction,
+    fit_davsp,
+    train_border,
+)
 from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader, with_answers
-from sightrail.guardrails.davsp.training import BorderLearner, BorderLoss, draw_batch
 from sightrail.guardrails.fitting import Example, FitData
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.progress import Progress, silent

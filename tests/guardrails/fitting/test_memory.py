@@ -22,10 +22,10 @@ from sightrail.guardrails import AttentiveCalibration, Example, FitData, LocalLV
 from sightrail.guardrails.casa.fit_settings import FitSettings
 from sightrail.guardrails.davsp import DavspSettings
 from sightrail.guardrails.davsp.border import AroundPicture
+from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
 from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader
-from sightrail.guardrails.davsp.training import BorderLearner, BorderLoss
 from sightrail.guardrails.errors import ConfigurationError, FitMemoryError
 from sightrail.guardrails.fitting import Resources, identify
 from sightrail.guardrails.fitting.memory import Budget, frozen, in_pieces, layers_computed_twice

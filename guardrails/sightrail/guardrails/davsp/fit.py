@@ -16,12 +16,12 @@ from ..fitting.memory import frozen, in_pieces
 from ..fitting.run import FitRun
 from ..progress import Progress, silent
 from .border import AroundPicture
+from .fit import BorderLearner, BorderLoss
 from .harmfulness import Direction, choose_direction
 from .preprocess import DifferentiablePreprocessing
 from .report import measure_held_out
 from .requests import TOGETHER, PictureRequest, Reader, prepare_requests
 from .settings import DavspSettings
-from .training import BorderLearner, BorderLoss
 from .visual_safety_prompt import VisualSafetyPrompt
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from ..model.pipeline import decode_conversation
 from ..model.prompt import PromptBuilder
 from ..progress import Progress
 from .artifacts import Artifact, Manifest, identify
-from .checkpoints import Checkpoint
 from .contract import FitData
 from .memory import Budget, Resources, in_pieces
+from .run import Checkpoint
 
 if TYPE_CHECKING:
     from ..model import LocalLVLM
