@@ -80,15 +80,19 @@ class Scripted:
             return JSONResponse({"object": "list", "data": [{"id": "up", "object": "model"}]})
         self.bodies.append(json.loads(await request.body()))
         if self.bodies[-1].get("stream") and self.status < 400:
-            return StreamingResponse(self._stream(), media_type="text/event-stream")
+            return self.streaming(self.events)
         return JSONResponse(self.answer, self.status, self.headers)
 
-    async def _stream(self) -> AsyncIterator[str]:
+    def streaming(self, events: list[Any]) -> Response:
+        """The answer that streams these events."""
+        return StreamingResponse(self._stream(events), media_type="text/event-stream")
+
+    async def _stream(self, events: list[Any]) -> AsyncIterator[str]:
         import asyncio
 
         whole = False
         try:
-            for event in self.events:
+            for event in events:
                 if event is None:
                     raise ConnectionResetError
                 if isinstance(event, float):
