@@ -272,7 +272,7 @@ def test_limits_reach_the_detector(
     asked: list[Limits] = []
 
     def note(
-        encoder: object, device: object, limits: Limits, settings: object
+        encoder: object, device: object, limits: Limits, settings: object, dtype: object
     ) -> FirstPixelDetector:
         asked.append(limits)
         return detector

@@ -97,3 +97,21 @@ def test_a_judge_that_is_not_there_leaves_nothing_clean(tmp_path) -> None:
     result = run_cli("screen", tmp_path / "a.png", "--judge", "http://127.0.0.1:9/v1", "--json")
     assert result.exit_code == 2
     assert json_verdicts(result.stdout)["a.png"].status == "not_inspected"
+
+
+def test_how_models_are_loaded(tmp_path, monkeypatch) -> None:
+    picture(tmp_path / "green.png", GREEN)
+    judged = run_cli("screen", tmp_path, "--judge", "testbed", "--dtype", "float64")
+    assert (judged.exit_code, "float64" in judged.stderr) == (69, True)
+    encoded = run_cli("screen", tmp_path, "--encoder", "testbed", "--dtype", "float64")
+    assert (encoded.exit_code, "float64" in encoded.stderr) == (69, True)
+    halved = run_cli("screen", tmp_path, "--encoder", "testbed", "--dtype", "bfloat16", "--json")
+    assert halved.exit_code == 0, halved.stderr
+    for options in (["--encoder", "testbed"], ["--judge", "http://127.0.0.1:9/v1"]):
+        lost = run_cli("screen", tmp_path, *options, "--quantization", "4bit")
+        assert (lost.exit_code, "--quantization" in lost.stderr) == (69, True)
+
+
+def test_on_ray_there_are_no_json_lines(tmp_path) -> None:
+    result = run_cli("screen", tmp_path, "--ray", "--out", tmp_path / "x.parquet", "--json")
+    assert result.exit_code == 64

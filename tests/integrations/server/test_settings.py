@@ -66,6 +66,7 @@ def test_a_file_the_environment_and_arguments(
         ('model = "testbed"\napi_keys = ["short"]', "8 characters"),
         ('model = "testbed"\nupstream_key = "12345678"', "gateway"),
         ('upstream = "no address"', "upstream"),
+        ('upstream = "http://127.0.0.1:1/v1"\nquantization = "4bit"', "loads no model"),
         ('model = "testbed"\nport = 70000', "port"),
         ("model = ", "cannot be read"),
     ],
@@ -92,6 +93,15 @@ def test_check_loads_everything_and_ends(tmp_path: Path) -> None:
     wrong = run("--model", "testbed", "--stack", "scren", "--check")
     assert wrong.exit_code == 69
     assert "scren" in wrong.stderr
+
+
+def test_how_the_model_is_loaded(tmp_path: Path) -> None:
+    path = written(tmp_path, 'model = "testbed"\nstack = "bare"\n[device_map]\n"" = "cpu"')
+    assert run("--settings", path, "--dtype", "bfloat16", "--check").exit_code == 0
+    unknown = run("--model", "testbed", "--stack", "bare", "--quantization", "3bit", "--check")
+    assert (unknown.exit_code, "3bit" in unknown.stderr) == (69, True)
+    both = run("--settings", path, "--device", "cpu", "--check")
+    assert (both.exit_code, "device_map" in both.stderr) == (69, True)
 
 
 def test_check_asks_the_upstream() -> None:

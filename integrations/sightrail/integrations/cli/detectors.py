@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 
@@ -37,6 +38,8 @@ class Wanted:
         judge_model: the model's name at the address.
         judge_profile: how it is asked.
         judge_band: the screening scores between which the judge is asked; None: always.
+        dtype: of whatever is loaded.
+        judge_loading: how a local judge is loaded beside that, as ``load_model`` takes it.
     """
 
     encoder: str | None
@@ -49,6 +52,13 @@ class Wanted:
     judge_model: str
     judge_profile: str
     judge_band: tuple[float, float] | None
+    dtype: str | None = None
+    judge_loading: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def judge_is_served(self) -> bool:
+        """Whether the judge stands at an address."""
+        return self.judge is not None and self.judge.startswith(("http://", "https://"))
 
 
 def build_detector(wanted: Wanted) -> Detector:
@@ -62,7 +72,9 @@ def build_detector(wanted: Wanted) -> Detector:
 
     parts: list[Detector] = []
     if (not wanted.read and wanted.judge is None) or _screens(wanted):
-        screening = load_detector(wanted.encoder, wanted.device, wanted.limits, wanted.settings)
+        screening = load_detector(
+            wanted.encoder, wanted.device, wanted.limits, wanted.settings, wanted.dtype
+        )
         if wanted.seen_at:
             screening = screening.with_settings(seen_at=wanted.seen_at)
         parts.append(screening)
@@ -90,13 +102,16 @@ def _reader(wanted: Wanted) -> Detector:
 
 
 def _judge(wanted: Wanted) -> Detector | None:
-    from sightrail.guardrails import JudgeDetector
+    from sightrail.guardrails import ConfigurationError, JudgeDetector
 
+    given = [name for name, value in wanted.judge_loading.items() if value]
+    if given and (wanted.judge is None or wanted.judge_is_served):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigurationError(f"{options}: only a local model as --judge is loaded that way")
     if wanted.judge is None:
         return None
-    served = wanted.judge.startswith(("http://", "https://"))
-    judge = _served(wanted, wanted.judge) if served else _local(wanted, wanted.judge)
-    return JudgeDetector(judge, limits=wanted.limits)
+    ask = _served if wanted.judge_is_served else _local
+    return JudgeDetector(ask(wanted, wanted.judge), limits=wanted.limits)
 
 
 def _served(wanted: Wanted, address: str) -> Judge:
@@ -124,4 +139,6 @@ def _local(wanted: Wanted, name: str) -> Judge:
         else judge_profile(wanted.judge_profile)
     )
     with stderr().status(f"Loading {escape(name)} ..."):
-        return LocalJudge.from_pretrained(name, profile, device=wanted.device)
+        return LocalJudge.from_pretrained(
+            name, profile, device=wanted.device, dtype=wanted.dtype, **wanted.judge_loading
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -20,9 +20,11 @@ from .consoles import printable, progress, shown_beside, stderr, stdout
 from .detectors import JUDGE_KEY, Wanted, build_detector
 from .errors import CLEAN, FLAGGED, NOT_INSPECTED
 from .files import Found, find_files
+from .models import Device, DeviceMap, Dtype, Quantization, Revision, TrustRemoteCode
 from .panels import PanelFolder
 from .screen_with_ray import screen_with_ray
 
+_LIMITS: Final = Limits()
 _STYLES: Final = {"clean": "green", "flagged": "bold red", "not_inspected": "bold yellow"}
 
 
@@ -33,65 +35,83 @@ class Mask(StrEnum):
     blur = "blur"
 
 
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SIGHTRAIL_ENCODER",
+        help="An open_clip name (ViT-L-14-336/openai, hf-hub:..., local-dir:...) or testbed.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Write original | risk map | what is passed on, per picture, here.",
+    ),
+]
+Settings = Annotated[
+    Path | None, typer.Option(dir_okay=False, help="What `sightrail calibrate` wrote.")
+]
+SeenAt = Annotated[
+    list[int] | None,
+    typer.Option(min=8, help="Look also at this shorter side, a model's own; repeat for more."),
+]
+Read = Annotated[
+    bool, typer.Option(help="Read the text in pictures and judge it (needs sightrail[ocr]).")
+]
+JudgeNamed = Annotated[
+    str | None,
+    typer.Option(
+        help="Ask a judge model: an OpenAI-compatible address (http://.../v1) or a local "
+        f"model. The address's key is taken from {JUDGE_KEY}."
+    ),
+]
+JudgeModel = Annotated[str, typer.Option(help="The judge's name at its address.")]
+JudgeProfile = Annotated[
+    str, typer.Option(help="How it is asked: yes-no, llama-guard-4, llavaguard ...")
+]
+JudgeBand = Annotated[
+    tuple[float, float] | None,
+    typer.Option(help="Ask it only where the screening's score lies from LOW to HIGH."),
+]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Larger pictures, all frames together, are not inspected.")
+]
+MaxFrames = Annotated[
+    int, typer.Option(min=1, help="Animations and documents with more are not inspected.")
+]
+OnRay = Annotated[
+    bool,
+    typer.Option(
+        "--ray", help="On a Ray cluster; --out is a Parquet folder, and a run goes on there."
+    ),
+]
+
+
 def screen(
     paths: Annotated[list[Path], typer.Argument(help="Pictures and folders (recursive).")],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON line per file: path and verdict.")
     ] = False,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SIGHTRAIL_ENCODER",
-            help="An open_clip name (ViT-L-14-336/openai, hf-hub:..., local-dir:...) or testbed.",
-        ),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False,
-            help="Write original | risk map | what is passed on, per picture, here.",
-        ),
-    ] = None,
+    encoder: Encoder = None,
+    out: Out = None,
     mask: Annotated[Mask, typer.Option(help="How --out covers risky regions.")] = Mask.fill,
-    settings: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="What `sightrail calibrate` wrote.")
-    ] = None,
-    seen_at: Annotated[
-        list[int] | None,
-        typer.Option(min=8, help="Look also at this shorter side, a model's own; repeat for more."),
-    ] = None,
-    read: Annotated[
-        bool,
-        typer.Option(help="Read the text in pictures and judge it (needs sightrail[ocr])."),
-    ] = False,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            help="Ask a judge model: an OpenAI-compatible address (http://.../v1) or a local "
-            f"model. The address's key is taken from {JUDGE_KEY}."
-        ),
-    ] = None,
-    judge_model: Annotated[str, typer.Option(help="The judge's name at its address.")] = "default",
-    judge_profile: Annotated[
-        str, typer.Option(help="How it is asked: yes-no, llama-guard-4, llavaguard ...")
-    ] = "yes-no",
-    judge_band: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Ask it only where the screening's score lies from LOW to HIGH."),
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Larger pictures, all frames together, are not inspected.")
-    ] = Limits().max_pixels,
-    max_frames: Annotated[
-        int, typer.Option(min=1, help="Animations and documents with more are not inspected.")
-    ] = Limits().max_frames,
-    ray: Annotated[
-        bool,
-        typer.Option(
-            "--ray", help="On a Ray cluster; --out is a Parquet folder, and a run goes on there."
-        ),
-    ] = False,
+    settings: Settings = None,
+    seen_at: SeenAt = None,
+    read: Read = False,
+    judge: JudgeNamed = None,
+    judge_model: JudgeModel = "default",
+    judge_profile: JudgeProfile = "yes-no",
+    judge_band: JudgeBand = None,
+    max_pixels: MaxPixels = _LIMITS.max_pixels,
+    max_frames: MaxFrames = _LIMITS.max_frames,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    ray: OnRay = False,
     actors: Annotated[int, typer.Option(min=1, help="With --ray: detectors at work at once.")] = 1,
     gpus: Annotated[
         float, typer.Option(min=0, help="With --ray: GPUs of each; 0.25 puts four on one.")
@@ -100,46 +120,59 @@ def screen(
     """Look for unsafe content inside pictures.
 
     With --read or --judge, screening by an encoder is done beside it where --encoder names one.
+    The encoder and a local judge are loaded on --device in --dtype; --device-map, --quantization,
+    --revision and --trust-remote-code are the judge's.
 
     Exit status: 0 everything is clean; 1 something is flagged;
     2 something could not be inspected (2 wins over 1);
     64 wrong usage; 69 a model cannot be loaded or used; 74 --out cannot be written.
     """
-    if ray:
-        limits = Limits(max_pixels=max_pixels, max_frames=max_frames)
-        raise typer.Exit(
-            screen_with_ray(paths, out, encoder, settings, limits, device, actors, gpus)
-        )
+    wanted = Wanted(
+        encoder=encoder,
+        device=device,
+        limits=Limits(max_pixels=max_pixels, max_frames=max_frames),
+        settings=settings,
+        seen_at=tuple(seen_at or ()),
+        read=read,
+        judge=judge,
+        judge_model=judge_model,
+        judge_profile=judge_profile,
+        judge_band=judge_band,
+        dtype=dtype,
+        judge_loading={
+            "device_map": device_map,
+            "quantization": quantization,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        },
+    )
+    if not ray:
+        raise typer.Exit(_screen_here(paths, wanted, out, mask, as_json))
+    if as_json:
+        raise typer.BadParameter("--ray writes Parquet to --out, no JSON lines")
+    raise typer.Exit(screen_with_ray(paths, out, wanted, actors, gpus))
+
+
+def _screen_here(
+    paths: Sequence[Path], wanted: Wanted, out: Path | None, mask: Mask, as_json: bool
+) -> int:
+    """Screen in this process, file by file; gives the exit status."""
     found = find_files(paths)
     _announce(found)
     if not found.files:
-        raise typer.Exit(CLEAN)
+        return CLEAN
     panels = None if out is None else PanelFolder(out, mask.value, keep=found.files)
-    limits = Limits(max_pixels=max_pixels, max_frames=max_frames)
-    detector = build_detector(
-        Wanted(
-            encoder=encoder,
-            device=device,
-            limits=limits,
-            settings=settings,
-            seen_at=tuple(seen_at or ()),
-            read=read,
-            judge=judge,
-            judge_model=judge_model,
-            judge_profile=judge_profile,
-            judge_band=judge_band,
-        )
-    )
+    detector = build_detector(wanted)
     verdicts: list[Verdict] = []
     with progress("screening", len(found.files)) as bar:
-        for screened in screen_files(detector, found.files, limits):
+        for screened in screen_files(detector, found.files, wanted.limits):
             shown_beside(bar, lambda s=screened: _show(s, as_json))  # type: ignore[misc]
             if panels is not None:
                 panels.write(screened)
             verdicts.append(screened.verdict)
             bar.advance(bar.task_ids[0])
     _summarise(verdicts, panels)
-    raise typer.Exit(exit_status(verdicts))
+    return exit_status(verdicts)
 
 
 def exit_status(verdicts: Iterable[Verdict]) -> int:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import typer
 
 from .consoles import progress, stderr
+from .detectors import Wanted, build_detector
 from .errors import CLEAN, FLAGGED, NOT_INSPECTED
-
-if TYPE_CHECKING:
-    from sightrail.guardrails import Limits
 
 _ADDRESS: Final = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
 
 
 def screen_with_ray(
-    paths: Sequence[Path],
-    out: Path | None,
-    encoder: str | None,
-    settings: Path | None,
-    limits: Limits,
-    device: str | None,
-    actors: int,
-    gpus: float,
+    paths: Sequence[Path], out: Path | None, wanted: Wanted, actors: int, gpus: float
 ) -> int:
     """Screen what earlier runs into the same folder have not; gives the exit status of all.
 
@@ -38,9 +30,8 @@ def screen_with_ray(
 
     if out is None:
         raise typer.BadParameter("--ray needs --out, such as --out verdicts.parquet")
-    how = CorpusSettings(
-        encoder=encoder, screening=settings, limits=limits, device=device, actors=actors, gpus=gpus
-    )
+    build = partial(build_detector, wanted)
+    how = CorpusSettings(build=build, limits=wanted.limits, actors=actors, gpus=gpus)
     # A path holds an address with one slash too few.
     sources = [_ADDRESS.sub(r"\1://", str(path)) for path in paths]
     with progress("screening", None) as bar:

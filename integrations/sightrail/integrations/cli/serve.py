@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .consoles import stdout
+from .models import Device, DeviceMap, Dtype, Quantization, Revision, TrustRemoteCode
 
 
 def serve(
@@ -30,7 +31,12 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; default: 8000.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     check: Annotated[
         bool, typer.Option("--check", help="Load everything, say what would be served, and end.")
     ] = False,
@@ -47,6 +53,11 @@ def serve(
         host=host,
         port=port,
         device=device,
+        dtype=dtype,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+        trust_remote_code=trust_remote_code or None,
     )
     app = create_app(read)
     what = f"the upstream {read.upstream}" if read.upstream else f"the model {read.model}"

@@ -12,12 +12,12 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pyarrow
 import ray
 from pyarrow import fs, parquet
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, model_validator
 
 from sightrail.guardrails import Limits, RiskDetector, Verdict
 from sightrail.guardrails.errors import ConfigurationError
@@ -52,6 +52,8 @@ class CorpusSettings(BaseModel):
         screening: a file of screening settings.
         limits: what intake is willing to read.
         device: where each detector is loaded.
+        build: makes a detector in place of all that, once in every actor: a function that can be
+            pickled, such as ``functools.partial(make, "a-name")``.
         actors: detectors at work at once; each is a process of its own.
         cpus: of each actor.
         gpus: of each actor; 0.25 puts four on one GPU.
@@ -64,10 +66,17 @@ class CorpusSettings(BaseModel):
     screening: Path | None = None
     limits: Limits = Limits()
     device: str | None = None
+    build: Callable[[], Any] | None = None
     actors: PositiveInt = 1
     cpus: NonNegativeFloat = 1
     gpus: NonNegativeFloat = 0
     batch: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _one_detector(self) -> Self:
+        if self.build is not None and (self.encoder, self.screening, self.device) != (None,) * 3:
+            raise ConfigurationError("build makes the whole detector; leave encoder, screening out")
+        return self
 
 
 def screen_corpus(
@@ -184,12 +193,8 @@ class ScreeningActor:
     """
 
     def __init__(self, settings: CorpusSettings) -> None:
-        screening = settings.screening
-        own = None if screening is None else ScreeningSettings.from_file(screening)
         self._limits = settings.limits
-        self._detector = RiskDetector.from_pretrained(
-            settings.encoder, settings=own, limits=settings.limits, device=settings.device
-        )
+        self._detector = settings.build() if settings.build else _screening(settings)
 
     def __call__(self, batch: Mapping[str, Iterable[Any]]) -> Rows:
         """The rows for the files of ``batch["path"]``."""
@@ -199,6 +204,14 @@ class ScreeningActor:
             found = screen_files(self._detector, files, self._limits)
             verdicts = [screened.verdict for screened in found]
         return _rows(names, verdicts)
+
+
+def _screening(settings: CorpusSettings) -> RiskDetector:
+    screening = settings.screening
+    own = None if screening is None else ScreeningSettings.from_file(screening)
+    return RiskDetector.from_pretrained(
+        settings.encoder, settings=own, limits=settings.limits, device=settings.device
+    )
 
 
 def _rows(names: Sequence[str], verdicts: Sequence[Verdict]) -> Rows:

@@ -115,5 +115,9 @@ def load_local(settings: ServerSettings, guards: Guards) -> LocalLVLM:
         limits=settings.limits,
         device=settings.device,
         dtype=settings.dtype,
+        device_map=settings.device_map,
+        quantization=settings.quantization,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
         gather=Gathering(max_rows=settings.max_rows, max_wait_s=settings.max_wait_s),
     )

@@ -30,6 +30,7 @@ from sightrail.guardrails.policy import Policy
 
 Defence = Literal["moras", "casa", "davsp"]
 
+_LOADING: Final = {"dtype", "device_map", "quantization", "revision", "trust_remote_code"}
 _EXAMPLES: Final = 'model = "testbed" or upstream = "http://127.0.0.1:8001/v1"'
 
 
@@ -50,7 +51,12 @@ class ServerSettings(BaseSettings):
         screening: a file of screening settings, as ``sightrail calibrate`` writes it.
         artifacts: where fitted defences lie: folders, by name of the defence.
         device: where models are loaded.
-        dtype: in which precision the local model is loaded.
+        dtype: in which number format the local model is loaded, as for ``sightrail doctor``.
+        device_map: spreads it over several devices: ``"auto"``, or a table of module and device.
+            ``device`` is left out then.
+        quantization: ``"4bit"`` or ``"8bit"``.
+        revision: of the model on the Hub: commit, branch or tag.
+        trust_remote_code: run Python code that comes with the model.
         policy: what a verdict leads to.
         limits: what intake is willing to read. Remote addresses are fetched only where
             ``limits.remote`` names their hosts; files of this machine never.
@@ -93,6 +99,10 @@ class ServerSettings(BaseSettings):
     artifacts: dict[Defence, str] = Field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
+    device_map: str | dict[str, int | str] | None = None
+    quantization: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
     policy: Policy = Policy()
     limits: Limits = Limits()
     max_rows: PositiveInt = 16
@@ -117,6 +127,8 @@ class ServerSettings(BaseSettings):
             raise ValueError(f"say what to serve: {_EXAMPLES}, one of the two")
         if self.upstream is None and self.upstream_key is not None:
             raise ValueError("upstream_key is for a gateway; there is no upstream")
+        if self.upstream is not None and (given := sorted(_LOADING & self.model_fields_set)):
+            raise ValueError(f"{', '.join(given)}: a gateway loads no model")
         return self
 
     @model_validator(mode="after")
