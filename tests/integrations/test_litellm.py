@@ -122,6 +122,15 @@ def test_pictures_in_answers_are_screened(address: str, upstream: Scripted) -> N
     streamed = events(post(address, messages=asked("draw"), stream=True))
     assert "AAAA" not in json.dumps(streamed)
     assert REFUSAL in json.dumps(streamed)
+    begun, *rest = pieces("Look.")
+    cut = [broken[i : i + 9] for i in range(0, len(broken), 9)]
+    thoughts = [
+        {**begun, "choices": [{"index": 0, "delta": {"reasoning_content": c}}]} for c in cut
+    ]
+    upstream.events = [*thoughts, begun, *rest]
+    streamed = events(post(address, messages=asked("draw"), stream=True))
+    assert "AAAA" not in json.dumps(streamed)
+    assert REFUSAL in json.dumps(streamed)
 
 
 def test_with_settings_that_do_not_work_nothing_passes(upstream: Scripted, tmp_path: Path) -> None:

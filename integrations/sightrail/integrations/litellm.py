@@ -16,7 +16,7 @@ In the proxy's configuration::
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +33,7 @@ from sightrail.guardrails.errors import (
 from sightrail.guardrails.model.stopping import in_thread
 from sightrail.guardrails.screening.settings import ScreeningSettings
 
-from .server.held_text import HeldText
+from .server.held_text import HeldText, rest_of_chunks, shown_chunk
 from .server.wire import OpenAIWalk
 
 try:
@@ -141,29 +141,25 @@ class SightrailGuardrail(CustomGuardrail):  # type: ignore[misc, unused-ignore]
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         """The answer's pieces; text that may be a picture waits until it is whole."""
-        held = HeldText()
+        held, last = HeldText(), None
         async for chunk in response:
-            async for piece in self._piece(chunk, held):
-                yield piece
+            if hasattr(chunk, "choices"):
+                last = chunk
+                yield await self._shown(chunk, await shown_chunk(_dumped(chunk), held, self._text))
+            else:
+                yield chunk
+        if last is not None and (rest := await rest_of_chunks(_dumped(last), held, self._text)):
+            yield await self._shown(last, rest)
 
-    async def _piece(self, chunk: Any, held: HeldText) -> AsyncIterator[Any]:
-        for choice in getattr(chunk, "choices", ()):
-            delta = choice.delta
-            shown = held.push(choice.index, delta.content) if delta.content else ""
-            if choice.finish_reason is not None and (rest := held.rest(choice.index)):
-                shown += await self._text(rest)
-            delta.content = shown or None
-        whole = chunk.model_dump() if hasattr(chunk, "model_dump") else chunk
-        seen = await self._screened(whole, "ai")
-        if seen.value is whole:
-            yield chunk
-        elif not seen.refused:
-            yield type(chunk).model_validate(seen.value)
-        else:
-            for choice in chunk.choices:
-                choice.delta = type(choice.delta)(content=self._policy.refusal_for(seen.verdicts))
-                choice.finish_reason = "content_filter"
-            yield chunk
+    async def _shown(self, chunk: Any, told: dict[str, Any]) -> Any:
+        """A piece as it may be shown; with a refusal in place of what may not be."""
+        seen = await self._screened(told, "ai")
+        if seen.refused:
+            text = self._policy.refusal_for(seen.verdicts)
+            choice = {"index": 0, "delta": {"content": text}, "finish_reason": "content_filter"}
+            return type(chunk).model_validate({**told, "choices": [choice]})
+        changed = seen.value != _dumped(chunk)
+        return type(chunk).model_validate(seen.value) if changed else chunk
 
     async def _text(self, text: str) -> str:
         seen = await self._screened(text, "ai")
@@ -179,6 +175,11 @@ class SightrailGuardrail(CustomGuardrail):  # type: ignore[misc, unused-ignore]
             return passed(outcome)
         except ImageRefused as refused:
             return Screened(value, True, tuple(refused.verdicts))
+
+
+def _dumped(chunk: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = chunk.model_dump()
+    return whole
 
 
 def _told(seen: Screened) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """``sightrail serve``: an OpenAI-compatible API with the guardrails in it.
 
 ``app`` wires the routes; ``local`` answers from a model with the guardrails inside, ``gateway``
-stands in front of another server; ``door`` is what every request passes first.
+stands in front of another server (``upstream``); ``door`` is what every request passes first.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from sightrail.guardrails.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from .app import create_app
-    from .gateway import check_upstream
     from .settings import ServerSettings
+    from .upstream import check_upstream
 
 __all__ = ["ServerSettings", "check_upstream", "create_app"]
 
-_HOME = {"ServerSettings": "settings", "check_upstream": "gateway", "create_app": "app"}
+_HOME = {"ServerSettings": "settings", "check_upstream": "upstream", "create_app": "app"}
 
 
 def __getattr__(name: str) -> Any:

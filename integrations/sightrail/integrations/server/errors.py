@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from starlette.responses import JSONResponse
 
@@ -26,7 +26,7 @@ class ApiError(Exception):
         code: for programs.
         param: the field it is about.
         retry_after_s: when to try again.
-        body: another server's own error, to be passed on as it is.
+        kind: its type in the API; by its status where None.
     """
 
     def __init__(
@@ -37,16 +37,17 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: int | None = None,
-        body: dict[str, Any] | None = None,
+        kind: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
-        self.body = body or {
+        by_status = _TYPES.get(status, "server_error" if status >= 500 else _INVALID)
+        self.body = {
             "error": {
                 "message": message,
-                "type": _TYPES.get(status, "server_error" if status >= 500 else _INVALID),
+                "type": kind or by_status,
                 "param": param,
                 "code": code,
             }

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Hashable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-
-import httpx
 
 from sightrail.guardrails.carriers.carrier import Carrier, Encoded
 from sightrail.guardrails.carriers.loop import Screened, decode, passed
-from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Picture, RequestReader
 from sightrail.guardrails.model.answers import Answer, AnswerChunk, Usage
 from sightrail.guardrails.model.stopping import in_thread
 
-from .errors import ApiError
 from .guards import FRAMEWORK, Guards
-from .held_text import HeldText, response_text
+from .held_text import HeldText, rest_of_chunks, shown_chunk, shown_event
 from .replies import ChatReply, ResponsesReply, extension
+from .upstream import Upstream
 from .wire import Call, OpenAIWalk, messages_of, text_field
 
 if TYPE_CHECKING:
@@ -43,6 +39,8 @@ class _Relay:
     body: dict[str, Any]
     verdicts: tuple[Verdict, ...] = ()
     refused: bool = False
+    held: HeldText = field(default_factory=HeldText)
+    last: dict[Hashable, dict[str, Any]] = field(default_factory=dict)
 
 
 class Gateway:
@@ -59,25 +57,15 @@ class Gateway:
         self._settings = settings
         self._metrics = metrics
         self._asking, self._answering = guards.loop(), guards.loop("ai")
-        key = settings.upstream_key
-        timeout = httpx.Timeout(settings.request_timeout_s, connect=10.0)
-        self._client = httpx.AsyncClient(
-            base_url=str(settings.upstream).rstrip("/") + "/",
-            headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
-            timeout=timeout,
-            limits=httpx.Limits(max_connections=settings.max_requests),
-            trust_env=False,
-        )
+        self._upstream = Upstream(settings)
 
     async def close(self) -> None:
         """Let the connections go."""
-        await self._client.aclose()
+        await self._upstream.close()
 
     async def models(self) -> list[dict[str, Any]]:
         """What the upstream serves."""
-        async with self._sent("GET", "models") as response:
-            found = await self._json(response)
-        listed = found.get("data")
+        listed = (await self._upstream.get("models")).get("data")
         return [model for model in listed or [] if isinstance(model, dict)]
 
     async def chat(self, call: Call) -> dict[str, Any]:
@@ -127,7 +115,7 @@ class Gateway:
         if path == CHAT:
             messages_of(call.body)
         seen = await self._screened(call.body, "user")
-        relay = _Relay(call, path, seen.value, seen.verdicts, seen.refused)
+        relay = _Relay(call, path, seen.value, seen.verdicts, refused=seen.refused)
         self._metrics.judged(seen.verdicts, refused=seen.refused)
         call.told.update(refused=seen.refused, pictures=len(seen.verdicts))
         if not seen.refused:
@@ -173,8 +161,7 @@ class Gateway:
     # The answer
 
     async def _answer(self, relay: _Relay) -> dict[str, Any]:
-        async with self._sent("POST", relay.path, relay.body) as response:
-            reply = await self._json(response)
+        reply = await self._upstream.post(relay.path, relay.body)
         seen = await self._judged(relay, reply)
         if relay.refused:
             model = str(relay.body["model"])
@@ -185,57 +172,50 @@ class Gateway:
         return {**seen, **extension(relay.verdicts, refused=False)}
 
     async def _events(self, relay: _Relay) -> AsyncIterator[dict[str, Any]]:
-        held = HeldText()
         shown = self._shown_chat if relay.path == CHAT else self._shown_responses
-        async with self._sent("POST", relay.path, relay.body) as response:
-            async for event in _server_sent(response, self._settings.max_body_bytes):
-                async for seen in shown(relay, event, held):
-                    yield seen
-                if relay.refused:
-                    return
+        last: dict[str, Any] = {}
+        async for event in self._upstream.stream(relay.path, relay.body):
+            last = event
+            async for seen in shown(relay, event):
+                yield seen
+            if relay.refused:
+                return
+        if relay.path == CHAT:
+            judge = partial(self._judged, relay)
+            if (rest := await rest_of_chunks(last, relay.held, judge)) is not None:
+                yield self._told_chat(relay, rest, ended=True)
 
     async def _shown_chat(
-        self, relay: _Relay, event: dict[str, Any], held: HeldText
+        self, relay: _Relay, event: dict[str, Any]
     ) -> AsyncIterator[dict[str, Any]]:
         """A piece of a chat completion, as far as it may be shown."""
-        choices, ended = [], False
-        for choice in event.get("choices") or []:
-            choice = {**choice, "delta": {**(choice.get("delta") or {})}}
-            place, delta = choice.get("index"), choice["delta"]
-            text = delta.pop("content", None)
-            if isinstance(text, str):
-                delta["content"] = held.push(place, text)
-            if choice.get("finish_reason") is not None:
-                ended = True
-                if rest := held.rest(place):
-                    delta["content"] = delta.get("content", "") + await self._judged(relay, rest)
-            choices.append(choice)
-        whole = await self._judged(relay, {**event, "choices": choices})
+        judge = partial(self._judged, relay)
+        whole = await judge(await shown_chunk(event, relay.held, judge))
+        ended = any(choice.get("finish_reason") for choice in event.get("choices") or [])
+        yield self._told_chat(relay, whole, ended=ended)
+
+    def _told_chat(self, relay: _Relay, event: dict[str, Any], *, ended: bool) -> dict[str, Any]:
         if relay.refused:
             text = self._guards.policy.refusal_for(relay.verdicts)
             choice = {"index": 0, "delta": {"content": text}, "finish_reason": "content_filter"}
-            whole = {**event, "choices": [choice]}
+            event = {**event, "choices": [choice]}
         if ended or relay.refused:
-            whole = {**whole, **extension(relay.verdicts, refused=relay.refused)}
-        yield whole
+            return {**event, **extension(relay.verdicts, refused=relay.refused)}
+        return event
 
     async def _shown_responses(
-        self, relay: _Relay, event: dict[str, Any], held: HeldText
+        self, relay: _Relay, event: dict[str, Any]
     ) -> AsyncIterator[dict[str, Any]]:
         """An event of a response; text that was held back follows right before the text's end."""
-        found = response_text(event)
-        if found is not None and found[1] is not None:
-            yield {**event, "delta": held.push(found[0], found[1])}
-            return
-        if found is not None and (rest := held.rest(found[0])):
-            delta = await self._judged(relay, rest)
-            if not relay.refused:
-                yield {**event, "type": "response.output_text.delta", "delta": delta}
-        seen = await self._judged(relay, event)
+        judge = partial(self._judged, relay)
+        *before, event = await shown_event(event, relay.held, judge, relay.last)
+        seen = await judge(event)
         if relay.refused:
             message = self._guards.policy.refusal_for(relay.verdicts)
             yield {"type": "error", "code": "content_filter", "message": message, "param": None}
             return
+        for earlier in before:
+            yield earlier
         if isinstance(seen.get("response"), dict) and seen["response"].get("output"):
             told = extension(relay.verdicts, refused=False)
             seen = {**seen, "response": {**seen["response"], **told}}
@@ -250,81 +230,9 @@ class Gateway:
             relay.refused |= seen.refused
         return seen.value
 
-    # The upstream
-
-    @asynccontextmanager
-    async def _sent(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[httpx.Response]:
-        try:
-            async with self._client.stream(method, path, json=body) as response:
-                if response.status_code >= 400:
-                    raise await self._told(response)
-                yield response
-        except httpx.TimeoutException as error:
-            raise ApiError(504, "The upstream did not answer in time.", code="timeout") from error
-        except httpx.HTTPError as error:
-            raise ApiError(
-                502, "The upstream cannot be reached, or broke off.", code="upstream_failed"
-            ) from error
-
-    async def _told(self, response: httpx.Response) -> ApiError:
-        """The upstream's own error, unless it is about the gateway and not about the client."""
-        status = response.status_code
-        if status in (401, 403):
-            return ApiError(502, "The upstream refuses this gateway.", code="upstream_refused")
-        try:
-            body = await self._json(response)
-        except ApiError:
-            body = {}
-        wait = response.headers.get("retry-after", "")
-        return ApiError(
-            status if status < 500 else 502,
-            f"The upstream answered with status {status}.",
-            code="upstream_error",
-            retry_after_s=int(wait) if wait.isdigit() and len(wait) < 6 else None,
-            body=body if isinstance(body.get("error"), dict) else None,
-        )
-
-    async def _json(self, response: httpx.Response) -> dict[str, Any]:
-        whole = bytearray()
-        async for part in response.aiter_bytes():
-            whole += part
-            if len(whole) > self._settings.max_body_bytes:
-                raise ApiError(502, "The upstream's answer is too large.", code="upstream_error")
-        try:
-            found = json.loads(whole)
-        except (ValueError, RecursionError) as error:
-            raise ApiError(502, "The upstream answers no JSON.", code="upstream_error") from error
-        if not isinstance(found, dict):
-            raise ApiError(502, "The upstream answers no JSON object.", code="upstream_error")
-        return found
-
 
 async def _only(answer: Answer) -> AsyncIterator[AnswerChunk]:
     yield AnswerChunk(answer.text, answer)
-
-
-async def _server_sent(response: httpx.Response, most: int) -> AsyncIterator[dict[str, Any]]:
-    """The JSON events of a stream, up to its ``[DONE]``."""
-    data = ""
-    async for line in response.aiter_lines():
-        if len(data) + len(line) > most:
-            raise ApiError(502, "An event of the upstream is too large.", code="upstream_error")
-        if line.startswith("data:"):
-            data += line[5:].strip()
-        elif not line and data:
-            if data == "[DONE]":
-                return
-            try:
-                event = json.loads(data)
-            except (ValueError, RecursionError) as error:
-                raise ApiError(
-                    502, "The upstream streams no JSON.", code="upstream_error"
-                ) from error
-            data = ""
-            if isinstance(event, dict):
-                yield event
 
 
 def prefixed(said: Any, text: str) -> Any:
@@ -356,23 +264,3 @@ def _before_first_text(parts: list[Any], prefix: Any) -> list[Any]:
             return [*parts[:index], changed, *parts[index + 1 :]]
     inputs = any(isinstance(p, dict) and str(p.get("type")).startswith("input_") for p in parts)
     return [*parts, {"type": "input_text" if inputs else "text", "text": prefix.text}]
-
-
-def check_upstream(settings: ServerSettings) -> None:
-    """Make sure that the upstream answers; nothing to do for a local model.
-
-    Raises:
-        ConfigurationError: it does not.
-    """
-    if settings.upstream is None:
-        return
-    key = settings.upstream_key
-    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-    address = f"{str(settings.upstream).rstrip('/')}/models"
-    try:
-        httpx.get(address, headers=headers, timeout=10.0, trust_env=False).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ConfigurationError(
-            f"The upstream {settings.upstream} does not list its models "
-            f"({type(error).__name__}); is it running, and is upstream_key right?"
-        ) from error
