@@ -1,0 +1,100 @@
+"""LangChain's standard suite for chat models, on ChatOpenAI that is pointed at the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+
+pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
+from langchain_core.language_models import BaseChatModel
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from bad_pictures import encoded, photo
+from chat_server import Answering
+from serve_helpers import scripted, serving
+
+# What ChatOpenAI itself does while it parses; not the server's.
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+
+
+@pytest.fixture(autouse=True)
+def _pictures_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite downloads one picture and hands it over as base64: give it one of ours."""
+
+    def get(url: str, **options: Any) -> httpx.Response:
+        return httpx.Response(200, content=encoded(photo()))
+
+    monkeypatch.setattr(httpx, "get", get)
+
+
+class _AtTheServer(ChatModelIntegrationTests):
+    address: ClassVar[str]
+    name: ClassVar[str]
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        at = {"base_url": f"{self.address}/v1", "api_key": "none", "max_retries": 0}
+        return {"model": self.name, **at, "stream_usage": True}
+
+    @property
+    def standard_chat_model_params(self) -> dict[str, Any]:
+        return {"max_tokens": 16, "timeout": 60}
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_image_urls(self) -> bool:
+        return True  # a remote address is answered with a refusal, not an error
+
+
+class TestGateway(_AtTheServer):
+    name = "up"
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _served(cls) -> Iterator[None]:
+        with (
+            scripted(Answering()) as behind,
+            serving(upstream=f"{behind}/v1", stack="screen", encoder="testbed") as address,
+        ):
+            cls.address = address
+            yield
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+
+class TestLocal(_AtTheServer):
+    name = "testbed"
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _served(cls, local: str) -> None:
+        cls.address = local
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False
