@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +35,7 @@ from sightrail.guardrails.evaluation.stacks import (
     calibration_for,
 )
 from sightrail.guardrails.model import Gathering, LocalLVLM, Place
-from sightrail.guardrails.model.gathering import gatherer_of
+from sightrail.guardrails.model.gathering import AnyTicket, Gatherer, Ticket, gatherer_of
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.screening import RiskDetector
 from sightrail.testbed.source import as_messages, draw_requests
@@ -316,6 +316,20 @@ def test_settings_out_of_range_are_errors() -> None:
     for wrong in ({"max_rows": 0}, {"max_wait_s": 0}, {"linger_s": -1}):
         with pytest.raises(ConfigurationError, match="gather=False"):
             Gathering(**wrong)
+
+
+def test_where_runs_usually_last_long_another_begins_later() -> None:
+    gatherer, short, long = Gatherer(), Gathering(max_wait_s=0.01), Gathering(max_wait_s=60)
+
+    def lasts(tickets: Sequence[AnyTicket]) -> None:
+        time.sleep(0.1)
+        for ticket in tickets:
+            ticket.deliver(0, "done")
+
+    assert gatherer.patience(short) == 0.01
+    assert gatherer.answer(Ticket(["row"], lasts, key=0), short) == ["done"]
+    assert gatherer.patience(short) == 0.04
+    assert gatherer.patience(long) == 60
 
 
 def test_a_model_is_not_pickled(lvlm: LocalLVLM) -> None:

@@ -41,8 +41,10 @@ class _AtTheServer(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        at = {"base_url": f"{self.address}/v1", "api_key": "none", "max_retries": 0}
-        return {"model": self.name, **at, "stream_usage": True}
+        # Every test has an event loop of its own, and no connection may outlive it.
+        client = httpx.AsyncClient(limits=httpx.Limits(max_keepalive_connections=0))
+        at = {"base_url": f"{self.address}/v1", "api_key": "none", "http_async_client": client}
+        return {"model": self.name, **at, "max_retries": 0, "stream_usage": True}
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Every other call waits; a lane, a thread that lives only while there is work, ta
 in a fair order, as many as may run together, and runs them. Nothing waits for company.
 
 A run that lasts long does not hold up what waits: after ``max_wait_s`` another lane opens beside
-it.
+it. Runs side by side make each other slower and share nothing, so where they usually last longer
+than that, it is later, see :meth:`Gatherer.patience`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ class Gathering:
 
     Attributes:
         max_rows: conversations in one run; a batch that its caller made may hold more.
-        max_wait_s: a run that lasts longer no longer holds up what waits: another begins beside it.
-        linger_s: how long a lane waits, after a run of several callers, for these to ask again.
+        max_wait_s: a run that lasts longer no longer holds up what waits: another begins beside it,
+            at the latest after four times as long, see :meth:`Gatherer.patience`.
+        linger_s: how long a lane waits, after a run of several callers, for these to ask again;
+            a twentieth of that run's time, where that is more.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -188,6 +191,8 @@ class Gatherer:
         self._waiting: list[tuple[tuple[float, float, int], AnyTicket, Gathering]] = []
         self._lanes = 0
         self._begun = 0.0  # when a run last began
+        self._lasted = 0.0  # seconds of the run that ended last
+        self._usual = 0.0  # seconds that runs last, the recent ones more than those before
         self._served = 0.0  # start-time fair queueing: rows that a client has had a chance to ask
         self._asked: dict[str, float] = {}
         self._count = itertools.count()
@@ -201,6 +206,16 @@ class Gatherer:
     def lanes(self) -> int:
         """How many runs are at work."""
         return self._lanes
+
+    def patience(self, gathering: Gathering) -> float:
+        """Seconds after which a run holds up what waits.
+
+        That is ``max_wait_s``; where runs usually last longer, half as long again as these, but at
+        most four times ``max_wait_s``. A lane that opens earlier takes the company, and with it the
+        gain, from the next run.
+        """
+        usual = min(1.5 * self._usual, 4 * gathering.max_wait_s)
+        return max(gathering.max_wait_s, usual)
 
     def answer(self, ticket: Ticket[Item, Result], gathering: Gathering | None) -> list[Result]:
         """Run a ticket where the model is free, else in its turn; wait for the results.
@@ -248,7 +263,7 @@ class Gatherer:
             return
         with self._state:
             held_up = any(ticket is other for _, other, _ in self._waiting) and (
-                not self._lanes or time.monotonic() - self._begun > gathering.max_wait_s
+                not self._lanes or time.monotonic() - self._begun > self.patience(gathering)
             )
             self._lanes += held_up
             if held_up:
@@ -327,6 +342,7 @@ class Gatherer:
         with self._state:
             if callers > 1 and len(self._waiting) < callers:
                 linger_s = max((g.linger_s for _, _, g in self._waiting), default=_LINGER_S)
+                linger_s = max(linger_s, 0.05 * self._lasted)
                 self._state.wait_for(lambda: len(self._waiting) >= callers, linger_s)
             if not self._waiting:
                 self._lanes -= 1
@@ -344,11 +360,20 @@ class Gatherer:
 
     def _work(self, group: Sequence[AnyTicket]) -> None:
         """Run tickets together; where that fails, in halves, so that an error is its own row's."""
+        inside, since = id(self) in _at_work.get(), time.monotonic()
         token = _at_work.set(_at_work.get() | {id(self)})
         try:
             self._run(group)
         finally:
             _at_work.reset(token)
+            if not inside:
+                self._note(time.monotonic() - since)
+
+    def _note(self, seconds: float) -> None:
+        """A run has lasted so long."""
+        with self._state:
+            self._lasted = seconds
+            self._usual = 0.7 * self._usual + 0.3 * seconds if self._usual else seconds
 
     def _run(self, group: Sequence[AnyTicket]) -> None:
         for ticket in group:
