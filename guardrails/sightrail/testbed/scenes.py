@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .backgrounds import draw_background
 from .concepts import ALL_NAMES, CATEGORY_OF
+from .scenes import draw_background
 from .splits import Split
 from .sprites import sprite
 
