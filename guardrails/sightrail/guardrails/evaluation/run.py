@@ -31,13 +31,18 @@ from .judge import Judge, KeywordJudge
 from .ledger import Ledger
 from .report import EvalReport, Row
 from .stacks import (
+    ALL,
     BARE,
+    SEEN_PICTURES,
     Artifacts,
+    Guarded,
     Supplies,
     artifacts_for,
     build_stack,
     calibration_for,
     default_stacks,
+    guarded,
+    joint_evidence,
 )
 from .tally import Tally
 from .timing import timing_rows
@@ -45,7 +50,6 @@ from .timing import timing_rows
 SCREEN: Final = "screen"
 _LOOK: Final = "look at the pictures"
 _TIMED: Final = 21
-_SEEN_PICTURES: Final = 8192
 _WAIT_S: Final = 0.5
 
 
@@ -102,7 +106,7 @@ def evaluate(
     source = source or embedded_module("source").Testbed(n, split, seed)
     judge = judge or (source.judge if model == TESTBED else None) or KeywordJudge()
     found = artifacts_for(model, artifacts)
-    names = list(dict.fromkeys([BARE, *(stacks or default_stacks(found))]))
+    names = list(dict.fromkeys([BARE, *(stacks or default_stacks(found, encoder))]))
     at_work = _AtWork(model, encoder, names, found, loading or {})
     about = {
         "model": model,
@@ -182,8 +186,9 @@ class _AtWork:
     ) -> None:
         self.model, self.encoder, self.names, self.found = model, encoder, names, found
         self.loading = loading
+        supplies = Supplies(_Nothing(), found, calibration_for(model), encoder)
         for name in names:  # an unknown part is told before anything is loaded
-            build_stack(name, Supplies(_Nothing(), found, calibration_for(model), encoder))
+            joint_evidence(supplies) if name == ALL else build_stack(name, supplies)
 
     @cached_property
     def bare(self) -> LocalLVLM:
@@ -198,10 +203,10 @@ class _AtWork:
     @cached_property
     def shared(self) -> CachedDetector:
         """The same for all stacks, except where they are timed: each picture is seen once."""
-        return CachedDetector(self.detector, max_items=_SEEN_PICTURES)
+        return CachedDetector(self.detector, max_items=SEEN_PICTURES)
 
     @cached_property
-    def stacks(self) -> dict[str, LocalLVLM]:
+    def stacks(self) -> dict[str, Guarded]:
         """By name."""
         return self._built(self.shared)
 
@@ -216,9 +221,9 @@ class _AtWork:
         built = self._built(self.detector)
         return timing_rows(built, self.detector, timed, lambda count: tick("timing", count))
 
-    def _built(self, detector: Detector) -> dict[str, LocalLVLM]:
+    def _built(self, detector: Detector) -> dict[str, Guarded]:
         supplies = Supplies(detector, self.found, calibration_for(self.model), self.encoder)
-        return {n: self.bare.with_guardrails(build_stack(n, supplies)) for n in self.names}
+        return {name: guarded(name, self.bare, supplies) for name in self.names}
 
 
 class _Nothing:
@@ -319,8 +324,10 @@ def _count(
                 for item, record in zip(items, run.answers.read(block), strict=True):
                     tallies[part].look(item, record)
                 continue
-            for item, record in zip(items, judgements.read(block), strict=True):
+            answers = run.answers.read(block)
+            for item, answer, record in zip(items, answers, judgements.read(block), strict=True):
                 tallies[part].add(item, as_judgement(record))
+                tallies[part].escalate(item, answer)
                 unjudged[record["why"]] += bool(record["why"])
     ordered = sorted(tallies, key=lambda part: part == _LOOK)
     return [row for part in ordered for row in tallies[part].rows()], +unjudged

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 from ..embedded import TESTBED, embedded_module
 from ..errors import ConfigurationError
 from ..prefix import AttentiveCalibration, SafetyPrefix
 from ..screening.asking import Detector
+from ..screening.cache import CachedDetector
+
+if TYPE_CHECKING:
+    from ..evidence import Evidence, JointDecision
+    from ..model import LocalLVLM
+
+Guarded: TypeAlias = "LocalLVLM | JointDecision"
+"""What is evaluated."""
 
 BARE: Final = "bare"
+ALL: Final = "all"
+"""One decision from all evidence; every other stack is made of parts that decide by themselves."""
+SEEN_PICTURES: Final = 8192
+"""Verdicts that stacks share, so that each picture is looked at once."""
 
-Fitted = Literal["moras", "casa", "davsp"]
+Fitted = Literal["moras", "casa", "davsp", "evidence"]
 FITTED: Final[tuple[Fitted, ...]] = get_args(Fitted)
 
 
-Artifacts = Mapping[Fitted, str | Path]
+Artifacts = Mapping[str, str | Path]
 """Where fitted defences lie: folders, Hub repositories or "testbed"."""
 
 
@@ -55,10 +68,56 @@ class Supplies:
         """
         if kind not in self.artifacts:
             raise ConfigurationError(
-                f"{kind} is fitted to one model: make an artifact with `sightrail fit {kind} "
+                f"{kind} is fitted to one model: make an artifact with `{_MADE_BY[kind]} "
                 f"--model ...` and name its folder (--{kind} FOLDER)."
             )
         return self.artifacts[kind]
+
+    @cached_property
+    def reader(self) -> Detector:
+        """The reader of text; on the testbed's encoder it judges by the mini world's own words."""
+        from ..screening.reading import Lexicon, TextInPicture
+
+        screening: Any = _behind(self.detector)
+        if self.encoder != TESTBED or not hasattr(screening, "encoder"):
+            return self._shared(TextInPicture(Lexicon.default()))
+        made = embedded_module("reading").concept_reader(screening.encoder, screening.concepts)
+        return self._shared(TextInPicture(made))
+
+    @cached_property
+    def judge(self) -> Detector:
+        """The testbed's own judge.
+
+        Raises:
+            ConfigurationError: the encoder is another: nobody has named a judge for it.
+        """
+        from ..judging import LocalJudge
+        from ..screening import JudgeDetector
+
+        if self.encoder != TESTBED:
+            raise ConfigurationError(
+                "The stacks judge and cascade are the testbed's own; put a JudgeDetector of yours "
+                "among the guardrails of a LocalLVLM, and see sightrail.guardrails.judging."
+            )
+        profile = embedded_module("picture_judge").judge_profile("object")
+        return self._shared(JudgeDetector(LocalJudge.from_pretrained(TESTBED, profile)))
+
+    def _shared(self, detector: Detector) -> Detector:
+        """Each picture is seen once by all stacks, where the screening is shared as well."""
+        if not isinstance(self.detector, CachedDetector):
+            return detector
+        return CachedDetector(detector, max_items=SEEN_PICTURES)
+
+
+_MADE_BY: Final[Mapping[Fitted, str]] = {
+    **{kind: f"sightrail fit {kind}" for kind in FITTED},
+    "evidence": "sightrail calibrate --stack",
+}
+
+
+def _behind(detector: Any) -> Any:
+    """The detector behind a cache."""
+    return detector.detector if isinstance(detector, CachedDetector) else detector
 
 
 def _davsp(supplies: Supplies) -> list[Any]:
@@ -84,39 +143,17 @@ def _screen(supplies: Supplies) -> list[Any]:
 
 
 def _read(supplies: Supplies) -> list[Any]:
-    """The reader of text; on the testbed's encoder it judges by the mini world's own words."""
-    from ..screening.reading import Lexicon, TextInPicture
-
-    screening: Any = getattr(supplies.detector, "detector", supplies.detector)  # behind a cache
-    if supplies.encoder != TESTBED or not hasattr(screening, "encoder"):
-        return [TextInPicture(Lexicon.default())]
-    made = embedded_module("reading").concept_reader(screening.encoder, screening.concepts)
-    return [TextInPicture(made)]
+    return [supplies.reader]
 
 
 def _judge(supplies: Supplies) -> list[Any]:
-    """The testbed's own judge.
-
-    Raises:
-        ConfigurationError: the encoder is another: nobody has named a judge for it.
-    """
-    from ..judging import LocalJudge
-    from ..screening import JudgeDetector
-
-    if supplies.encoder != TESTBED:
-        raise ConfigurationError(
-            "The stacks judge and cascade are the testbed's own; put a JudgeDetector of yours "
-            "among the guardrails of a LocalLVLM, and see sightrail.guardrails.judging."
-        )
-    profile = embedded_module("picture_judge").judge_profile("object")
-    return [JudgeDetector(LocalJudge.from_pretrained(TESTBED, profile))]
+    return [supplies.judge]
 
 
 def _cascade(supplies: Supplies) -> list[Any]:
     from ..screening import Cascade
 
-    (judge,) = _judge(supplies)
-    return [Cascade(supplies.detector, judge, embedded_module("picture_judge").BAND)]
+    return [Cascade(supplies.detector, supplies.judge, embedded_module("picture_judge").BAND)]
 
 
 def _calibrated(supplies: Supplies) -> list[Any]:
@@ -136,40 +173,81 @@ _PARTS: Final[dict[str, tuple[Callable[[Supplies], list[Any]], ...]]] = {
     "moras": (_moras,),
     "casa": (_casa,),
     "davsp": (_davsp,),
-    "all": (_screen, _davsp, _calibrated, _casa, _moras),
 }
+_EVIDENCE: Final[dict[str, Callable[[Supplies], list[Any]]]] = {
+    "screening": _screen,
+    "reading": _read,
+    "judge": _judge,
+    "casa": _casa,
+    "moras": _moras,
+}
+"""Parts that give evidence, by the names in their verdicts."""
+
 _ORDER: Final = ("VisualSafetyPrompt", "SafetyPrefix", "Casa", "Moras")
 
 DEFAULT_STACKS: Final = (
-    *("bare", "prefix", "prefix+calibration", "screen", "guardalign"),
-    *(
-        "moras",
-        "casa",
-        "davsp",
-        "screen+moras",
-        "guardalign+moras",
-        "guardalign+davsp",
-        "casa+prefix",
-        "all",
-    ),
+    *(BARE, "prefix", "prefix+calibration", "screen", "guardalign"),
+    *("moras", "casa", "davsp", "screen+moras", "guardalign+moras", "guardalign+davsp"),
+    *("casa+prefix", "guardalign+davsp+casa+moras", "read", "judge", "cascade", ALL),
 )
+_TESTBED_ONLY: Final = {"judge", "cascade"}
 
 
-def default_stacks(artifacts: Artifacts) -> list[str]:
-    """The stacks that can be made: those without a fitted defence whose artifact nobody named."""
-    lacking = set(FITTED) - set(artifacts)
+def default_stacks(artifacts: Artifacts, encoder: str = TESTBED) -> list[str]:
+    """The stacks that can be made: those without a fitted defence whose artifact nobody named, and
+    without a judge where the encoder is not the testbed's.
+    """
+    lacking = {*FITTED} - {*artifacts} | (set() if encoder == TESTBED else _TESTBED_ONLY)
     return [
         name
         for name in DEFAULT_STACKS
-        if not lacking & (set(FITTED) if name == "all" else set(name.split("+")))
+        if not lacking & ({"evidence"} if name == ALL else set(name.split("+")))
     ]
+
+
+def guarded(name: str, bare: LocalLVLM, supplies: Supplies) -> Guarded:
+    """The model behind a stack: `a+b`, or `all`: one decision from all evidence.
+
+    Args:
+        name: of the stack.
+        bare: the model without guardrails.
+        supplies: what stacks are made from.
+
+    Raises:
+        ConfigurationError, ArtifactError: see `build_stack`.
+    """
+    if name != ALL:
+        return bare.with_guardrails(build_stack(name, supplies))
+    from ..evidence import JointDecision
+
+    evidence = joint_evidence(supplies)
+    guards = [guard for part in evidence.weights for guard in _EVIDENCE[part](supplies)]
+    watching = bare.policy.model_copy(update={"monitor": True})
+    return JointDecision(bare.with_guardrails(guards, policy=watching), evidence, bare.policy)
+
+
+def joint_evidence(supplies: Supplies) -> Evidence:
+    """What `all` decides by.
+
+    Raises:
+        ConfigurationError: nobody named the artifact, or a part of it is none that is known.
+        ArtifactError: it cannot be read.
+    """
+    from ..evidence import Evidence
+
+    evidence = Evidence.from_pretrained(supplies.artifact("evidence"))
+    if strange := sorted(set(evidence.weights) - set(_EVIDENCE)):
+        raise ConfigurationError(
+            f"The evidence has parts {strange} that no stack has; give them to a JointDecision."
+        )
+    return evidence
 
 
 def build_stack(name: str, supplies: Supplies) -> list[Any]:
     """The guardrails of `a+b`, in the order of the data: screening, border, prompt, then model.
 
     Args:
-        name: parts joined by +.
+        name: parts joined by +; not `all`, whose parts do not decide by themselves: see `guarded`.
         supplies: what they are made from.
 
     Raises:
@@ -181,7 +259,9 @@ def build_stack(name: str, supplies: Supplies) -> list[Any]:
     for part in name.split("+"):
         if part not in _PARTS:
             raise ConfigurationError(
-                f"There is no defence {part!r} (in stack {name!r}); there are: {', '.join(_PARTS)}"
+                f"There is no defence {part!r} (in stack {name!r}); there are "
+                f"{', '.join(_PARTS)}. The stack {ALL} is one decision from all evidence, and "
+                "stands in `sightrail eval` alone."
             )
         guards += [guard for make in _PARTS[part] for guard in make(supplies)]
     return _merged(guards)
@@ -191,9 +271,10 @@ def _merged(guards: Sequence[Any]) -> list[Any]:
     """One of each kind: `prefix+calibration` is the calibrated prefix, not two prefixes."""
     kept: dict[type[Any], Any] = {}
     for guard in guards:
-        calibrated = getattr(guard, "calibration", None) is not None
-        if type(guard) not in kept or calibrated:
-            kept[type(guard)] = guard
+        kind = type(_behind(guard))
+        calibrated = isinstance(guard, SafetyPrefix) and guard.calibration is not None
+        if kind not in kept or calibrated:
+            kept[kind] = guard
     return sorted(kept.values(), key=_place)
 
 

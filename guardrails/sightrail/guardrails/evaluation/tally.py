@@ -61,6 +61,15 @@ class Tally:
             passed = bool(verdicts) and all(found["status"] == "clean" for found in verdicts)
             self._add("flagged", item.groups[0], 0, not passed)
 
+    def escalate(self, item: Item, answer: Record) -> None:
+        """Count whether a cascade's second detector looked at an item's pictures."""
+        verdicts: Sequence[Record] = answer.get("verdicts", [])
+        looked = [
+            v["measures"]["escalated"] for v in verdicts if "escalated" in v.get("measures", ())
+        ]
+        if looked:
+            self._add("escalated", item.groups[0], 0, any(looked))
+
     def _add(self, metric: str, group: str, depth: int, hit: bool | None) -> None:
         self._depth.setdefault(group, depth)
         self._counts[metric, group].add(hit)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from PIL import Image
 
-from ..model import LocalLVLM
 from ..screening import RiskDetector
 from .items import Item
 from .report import Row
+from .stacks import Guarded
 from .statistics import ratio_of_medians
 
 _ANSWER_TOKENS: Final = 24
@@ -37,7 +37,7 @@ def _row(stack: str, metric: str, group: str, ours: Sequence[float], bare: Seque
 
 
 def timing_rows(
-    stacks: dict[str, LocalLVLM],
+    stacks: Mapping[str, Guarded],
     detector: RiskDetector,
     items: Sequence[Item],
     tick: Callable[[int], None],

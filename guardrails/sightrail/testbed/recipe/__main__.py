@@ -30,7 +30,11 @@ def rebuild(
     lvlm_steps: int = 7400,
     threads: int = 3,
 ) -> None:
-    """Draw the atlas (if a font is given), train the mini CLIP, calibrate, train the mini LVLM."""
+    """Draw the atlas (if a font is given), train the mini CLIP, calibrate, train the mini LVLM.
+
+    What is fitted on the models comes after them: `sightrail fit`, then `calibrate_requests` and
+    `calibrate_evidence` of `recipe.calibrate`.
+    """
     from .calibrate import calibrate_screening
     from .train_clip import train_clip
     from .train_lvlm import train_lvlm

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from rich.progress import track
 
-from sightrail.guardrails import Casa, LocalLVLM, Moras
+from sightrail.guardrails import (
+    Casa,
+    JudgeDetector,
+    LocalJudge,
+    LocalLVLM,
+    Moras,
+    Policy,
+    TextInPicture,
+    Verdict,
+)
 from sightrail.guardrails.casa.casa import THRESHOLD
-from sightrail.guardrails.fitting import load_artifact, save_artifact
+from sightrail.guardrails.evidence import Evidence
+from sightrail.guardrails.fitting import identify, load_artifact, save_artifact
 from sightrail.guardrails.fitting.calibration import scores_of
 from sightrail.guardrails.guarantees import guaranteed_threshold
 from sightrail.guardrails.intake import read_picture
@@ -22,13 +33,16 @@ from sightrail.guardrails.screening.settings import SETTINGS_FILE, Score
 from ..casa import HELD_OUT
 from ..casa import SETTINGS as CASA
 from ..concepts import SAFE_NAMES, UNSAFE
-from ..fit_data import draw_examples
+from ..fit_data import Group, draw_examples
+from ..picture_judge import judge_profile
+from ..reading import concept_reader
 from ..scenes import Scene, draw_objects, draw_words
 from ..source import SCENES as KINDS
-from ..source import draw_scenes
+from ..source import as_messages, draw_requests, draw_scenes
 from ..splits import SPLITS, SplitName
 
 SCENES: Final = 1000
+EVIDENCE_SEED: Final = 11
 UNSAFE_SCENES: Final = 120
 FALSE_ALARMS: Final = 0.03
 """Promised with 95 % confidence; a thousand scenes let the threshold lie at 2.1 % of them."""
@@ -140,3 +154,46 @@ def calibrate_requests(folder: Path) -> None:
     }
     changed = casa.with_manifest(threshold=limit, benign=tuple(scores), results=results)
     save_artifact(folder / "casa", changed)
+
+
+def calibrate_evidence(folder: Path) -> None:
+    """One decision from screening, reading, the judge, CASA and MoRAS; see `guardrails.evidence`.
+
+    On benign and look-alike requests about pictures and on benign ones in text alone. The rule, the
+    weights (alike) and the split in halves were chosen on this split: `geometric` missed 1 % of its
+    attacks through objects, `bonferroni` 3 to 49 %.
+    """
+    detector = RiskDetector.from_pretrained("testbed")
+    parts: list[Any] = [
+        detector,
+        TextInPicture(concept_reader(detector.encoder, detector.concepts)),
+        JudgeDetector(LocalJudge.from_pretrained("testbed", judge_profile("object"))),
+        Casa.from_pretrained("testbed"),
+        Moras.from_pretrained("testbed"),
+    ]
+    lvlm = LocalLVLM.from_pretrained("testbed", guardrails=parts, policy=Policy(monitor=True))
+
+    def found(counts: dict[str, int], texts: dict[Group, int]) -> list[tuple[Verdict, ...]]:
+        drawn = [
+            as_messages(talk)
+            for group, n in counts.items()
+            for talk in draw_requests(group, n, "calibration", EVIDENCE_SEED)
+        ]
+        drawn += [
+            e.messages() for e in draw_examples(texts, split="calibration", seed=EVIDENCE_SEED)
+        ]
+        return [
+            verdicts
+            for start in track(range(0, len(drawn), 25), "evidence")
+            for verdicts in lvlm.assess_batch(drawn[start : start + 25])
+        ]
+
+    benign = found({"benign": 225, "lookalike": 225}, {"benign_text": 60, "kind_text": 60})
+    order = np.random.default_rng(0).permutation(len(benign))
+    Evidence.fit(
+        [benign[i] for i in order],
+        false_alarms=CASA.over_refusal,
+        source="sightrail testbed, benign requests of the calibration split",
+        attacks=found({"object": 125, "typographic": 125}, {"text": 50}),
+        base=identify(lvlm.model, lvlm.name),
+    ).save_pretrained(folder / "evidence")

@@ -16,6 +16,7 @@ _RATES: Final = (
     "accuracy_plus",
     "over_refusal",
     "flagged",
+    "escalated",
     "localisation",
 )
 _SECTIONS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (

@@ -76,7 +76,7 @@ def _supplies(settings: ServerSettings) -> Supplies:
     from sightrail.guardrails.screening.settings import ScreeningSettings
 
     own = None if settings.screening is None else ScreeningSettings.from_file(settings.screening)
-    screens = {"screen", "guardalign", "all"} & {*settings.stack.split("+")}
+    screens = {"screen", "guardalign"} & {*settings.stack.split("+")}
     detector: Any = None  # an encoder takes seconds to load, and not every stack has one
     if screens:
         made = RiskDetector.from_pretrained(
@@ -84,7 +84,8 @@ def _supplies(settings: ServerSettings) -> Supplies:
         )
         detector = CachedDetector(made, max_items=max(1, settings.remembered))
     model = settings.model or ""
-    return Supplies(detector, artifacts_for(model, settings.artifacts), calibration_for(model))
+    named = {str(kind): place for kind, place in settings.artifacts.items()}
+    return Supplies(detector, artifacts_for(model, named), calibration_for(model))
 
 
 def _check_outside(guards: Sequence[Any]) -> None:
