@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain.tools import tool
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.tool import tool_call
 from pydantic import Field
 
-from chain_helpers import CLEAN, REMOTE, RISKY, text64
+from chain_helpers import CLEAN, REMOTE, RISKY, find_pictures, text64
+from sightrail.guardrails import Limits, Picture
 from sightrail.integrations.langchain import ImageGuardMiddleware
 
 
@@ -80,3 +83,42 @@ def agent(model: Brain, guard: ImageGuardMiddleware, *more: Any, **settings: Any
 def statuses(state: Any) -> list[str]:
     """What the state's records say, in order."""
     return [record["verdict"]["status"] for record in state.get("image_verdicts", [])]
+
+
+class Adds(AgentMiddleware[Any, Any, Any]):
+    """Puts pictures before the model, the first also into the system prompt."""
+
+    def __init__(self, *data: bytes) -> None:
+        self.data = data
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Any) -> Any:
+        return handler(self._more(request))
+
+    async def awrap_model_call(self, request: ModelRequest[Any], handler: Any) -> Any:
+        return await handler(self._more(request))
+
+    def _more(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        system = SystemMessage([{"type": "text", "text": "a page"}, image(self.data[0])])
+        return request.override(
+            system_message=system, messages=[*request.messages, user(*self.data)]
+        )
+
+
+async def run(app: Any, mode: str, *messages: Any, config: Any = None) -> Any:
+    request = {"messages": list(messages)}
+    return app.invoke(request, config) if mode == "sync" else await app.ainvoke(request, config)
+
+
+def pictures(value: Any) -> list[Picture]:
+    return [f.seen for f in find_pictures(value, Limits()) if isinstance(f.seen, Picture)]
+
+
+def red_pixels(value: Any) -> int:
+    arrays = [np.asarray(picture.image) for picture in pictures(value)]
+    return sum(int((array[..., 0] > 240).sum()) for array in arrays)
+
+
+def assert_every_call_is_answered(messages: list[BaseMessage]) -> None:
+    called = [c["id"] for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
+    answered = [m.tool_call_id for m in messages if isinstance(m, ToolMessage)]
+    assert sorted(answered) == sorted(called)

@@ -13,9 +13,10 @@ from PIL import Image
 from bad_pictures import encoded
 from sightrail.guardrails import Limits, Picture, Region, Verdict, read_picture
 from sightrail.guardrails.carriers.carrier import Carrier
-from sightrail.guardrails.carriers.loop import decode
+from sightrail.guardrails.carriers.loop import decode, passed
 from sightrail.guardrails.intake import RequestReader
 from sightrail.guardrails.verdict import NotInspected, Threshold
+from sightrail.runnables import ScreenImages
 from sightrail.runnables.walk import LANGCHAIN
 
 RED = (250, 10, 10)
@@ -52,6 +53,11 @@ class Seen:
 
     carrier: Carrier
     seen: Picture | NotInspected
+
+
+def after(screen: ScreenImages, value: Any) -> Any:
+    """A value after screening, where a refusal is a mark on it."""
+    return passed(screen.screen([value])[0]).value
 
 
 def find_pictures(value: Any, limits: Limits) -> list[Seen]:

@@ -16,7 +16,13 @@ from llama_index.core.schema import ImageNode, NodeWithScore
 from pydantic import ValidationError
 
 from chain_helpers import CARRIERS, RISKY, RedDetector, text64
-from sightrail.guardrails import ConfigurationError, LocalLVLM, Policy, VisualSafetyPrompt
+from sightrail.guardrails import (
+    ConfigurationError,
+    ImageRefused,
+    LocalLVLM,
+    Policy,
+    VisualSafetyPrompt,
+)
 from sightrail.guardrails.strict import StrictModel
 from sightrail.integrations.llama_index import (
     LVLM,
@@ -82,11 +88,12 @@ def test_a_guard_is_still_there_afterwards(how: str) -> None:
     nodes = ImageRiskPostprocessor(detector=RedDetector(), policy=REFUSE)
     transform = ImageRiskTransform(detector=RedDetector(), policy=REFUSE)
     for _ in range(2):  # the original goes on as well
-        marked = COPIES[how](screen).invoke(MESSAGE)
-        assert marked.additional_kwargs["sightrail"]["refused"]
+        with pytest.raises(ImageRefused):
+            COPIES[how](screen).invoke(MESSAGE)
         assert COPIES[how](nodes).postprocess_nodes([NODE]) == []
         assert COPIES[how](transform)([NODE.node]) == []
-    assert screen.invoke(MESSAGE).additional_kwargs["sightrail"]["refused"]
+    with pytest.raises(ImageRefused):
+        screen.invoke(MESSAGE)
 
 
 @pytest.mark.parametrize("how", COPIES)

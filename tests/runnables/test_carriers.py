@@ -28,6 +28,7 @@ from chain_helpers import (
     RISKY,
     UNSEEN,
     RedDetector,
+    after,
     clean_picture,
     find_pictures,
     risky_picture,
@@ -83,7 +84,7 @@ def test_a_carrier_is_inspected_and_masked_in_its_own_form(carrier: str, place: 
     message = PLACES[place](CARRIERS[carrier](RISKY))
     before = copy.deepcopy(message)
     detector = RedDetector()
-    screened = ScreenImages(detector=detector).invoke(message)
+    screened = after(ScreenImages(detector=detector), message)
     assert [same(image, risky_picture()) for image in detector.seen] == [True]
     assert [same(image, masked()) for image in pixels_in(screened)] == [True]
     assert [type(screened), type(screened.content)] == [type(before), type(before.content)]
@@ -97,10 +98,10 @@ def test_a_carrier_is_inspected_and_masked_in_its_own_form(carrier: str, place: 
 def test_a_clean_picture_travels_on_as_the_pixels_that_were_screened(carrier: str) -> None:
     block = CARRIERS[carrier](CLEAN)
     detector = RedDetector()
-    screened = ScreenImages(detector=detector).invoke(HumanMessage([block]))
+    screened = after(ScreenImages(detector=detector), HumanMessage([block]))
     assert [same(image, clean_picture()) for image in pixels_in(screened)] == [True]
     assert screened.content[0].get("type") == block.get("type", screened.content[0].get("type"))
-    again = ScreenImages(detector=detector).invoke(screened)
+    again = after(ScreenImages(detector=detector), screened)
     assert again == screened
 
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_looked_at_is_refused_and_taken_out(unseen: str, place: s
     detector = RedDetector()
     if "type" not in block and place in ("additional", "tool artifact"):
         pytest.skip("a dict without a type is no block where any JSON may stand")
-    screened = ScreenImages(detector=detector).invoke(message)
+    screened = after(ScreenImages(detector=detector), message)
     marker = read_marker(screened)
     assert marker is not None
     assert marker.refused
@@ -129,7 +130,7 @@ def test_what_cannot_be_looked_at_is_refused_and_taken_out(unseen: str, place: s
 @pytest.mark.parametrize("plain", PLAIN)
 def test_what_carries_no_media_passes_as_the_same_object(plain: str, place: str) -> None:
     message = PLACES[place](copy.deepcopy(PLAIN[plain]))
-    assert ScreenImages(detector=RedDetector()).invoke(message) is message
+    assert after(ScreenImages(detector=RedDetector()), message) is message
 
 
 def test_only_labels_of_a_block_come_along() -> None:
@@ -142,7 +143,7 @@ def test_only_labels_of_a_block_come_along() -> None:
         "extras": {"thumbnail": "x" * 999},
         "title": "data:image/png;base64,AAAA",
     }
-    (kept,) = ScreenImages(detector=RedDetector()).invoke(HumanMessage([block])).content
+    (kept,) = after(ScreenImages(detector=RedDetector()), HumanMessage([block])).content
     assert kept.keys() == {"type", "id", "cache_control", "mime_type", "base64"}
     assert (kept["id"], kept["cache_control"]) == ("block-1", {"type": "ephemeral"})
 
@@ -150,7 +151,7 @@ def test_only_labels_of_a_block_come_along() -> None:
 def test_a_gallery_keeps_its_order() -> None:
     blocks = [CARRIERS[name](RISKY if i % 2 else CLEAN) for i, name in enumerate(CARRIERS)]
     screen = ScreenImages(detector=RedDetector(), limits=MANY)
-    screened = screen.invoke([HumanMessage([b]) for b in blocks])
+    screened = after(screen, [HumanMessage([b]) for b in blocks])
     expected = [masked() if i % 2 else clean_picture() for i in range(len(blocks))]
     found = pixels_in(screened)
     assert [same(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(blocks)
@@ -160,7 +161,7 @@ def test_nesting_beyond_the_limit_is_refused() -> None:
     block: Any = {"type": "text", "text": "hi"}
     for _ in range(200):
         block = {"type": "tool_result", "tool_use_id": "1", "content": [block]}
-    marker = read_marker(ScreenImages(detector=RedDetector()).invoke(HumanMessage([block])))
+    marker = read_marker(after(ScreenImages(detector=RedDetector()), HumanMessage([block])))
     assert marker is not None
     assert marker.refused
     assert marker.verdicts[0].not_inspected[0].reason == "too_deep"
@@ -168,7 +169,7 @@ def test_nesting_beyond_the_limit_is_refused() -> None:
 
 def test_an_object_in_an_artifact_that_nobody_can_look_into_is_refused() -> None:
     message = ToolMessage("done", tool_call_id="1", artifact={"handle": object()})
-    screened = ScreenImages(detector=RedDetector()).invoke(message)
+    screened = after(ScreenImages(detector=RedDetector()), message)
     marker = read_marker(screened)
     assert marker is not None
     assert marker.verdicts[0].not_inspected[0].reason == "unknown_object"
@@ -178,11 +179,11 @@ def test_an_object_in_an_artifact_that_nobody_can_look_into_is_refused() -> None
 @pytest.mark.parametrize("carried", [RISKY, risky_picture(), np.asarray(risky_picture())])
 def test_a_bare_picture_in_an_artifact_is_inspected(carried: Any) -> None:
     message = ToolMessage("done", tool_call_id="1", artifact=[carried])
-    screened = ScreenImages(detector=RedDetector()).invoke(message)
+    screened = after(ScreenImages(detector=RedDetector()), message)
     assert isinstance(screened.artifact[0], type(carried) | Image.Image)
     assert [same(image, masked()) for image in pixels_in(screened)] == [True]
 
 
 def test_signatures_that_clients_keep_beside_a_message_pass() -> None:
     message = AIMessage("hi", additional_kwargs={"signature": b"\x12\x34", "handle": object})
-    assert ScreenImages(detector=RedDetector()).invoke(message) is message
+    assert after(ScreenImages(detector=RedDetector()), message) is message

@@ -30,6 +30,7 @@ from chain_helpers import (
     UNSEEN,
     BrokenDetector,
     RedDetector,
+    after,
     clean_picture,
     text64,
 )
@@ -151,7 +152,7 @@ def test_a_broken_guardrail_refuses(local: WatchedLVLM) -> None:
 
 async def test_refusals_in_every_way_of_asking(local: WatchedLVLM) -> None:
     chat = ChatLVLM(model=local, max_tokens=4)
-    screened = ScreenImages(detector=RedDetector(), policy=REFUSE).invoke([asked(RISKY)])
+    screened = after(ScreenImages(detector=RedDetector(), policy=REFUSE), [asked(RISKY)])
     assert is_refusal(chat.invoke(screened))
     assert is_refusal(await chat.ainvoke(screened))
     assert [is_refusal(chunk) for chunk in chat.stream(screened)] == [True]
@@ -184,7 +185,7 @@ def test_a_chain_of_everything(local: WatchedLVLM) -> None:
     )
     chat = ChatLVLM(model=local, policy=REFUSE, max_tokens=4)
     screen = ScreenImages(detector=RedDetector(), policy=REFUSE)
-    chain: Runnable[Any, str] = prompt | screen | chat | StrOutputParser()
+    chain: Runnable[Any, str] = prompt | screen.guard(chat) | StrOutputParser()
     inputs = [{"question": "what?", "image": text64(data)} for data in (CLEAN, RISKY, b"zip")]
     first, second, third = chain.batch(inputs)
     assert (first == REFUSE.refusal, second, third) == (False, REFUSE.refusal, REFUSE.refusal)

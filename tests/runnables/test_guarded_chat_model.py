@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from operator import itemgetter
 from threading import Thread
 from typing import Any
 
@@ -12,9 +13,20 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.language_models import BaseChatModel, FakeMessagesListChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    convert_to_openai_messages,
+)
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+)
 from langchain_core.tools import tool
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
@@ -295,9 +307,62 @@ def test_a_pipe_into_a_model_is_the_guarded_model(server: Recorder, other: Any) 
     assert (SCREEN | server.model() | StrOutputParser()).invoke([shows(RISKY)]) == "No."
 
 
-def test_a_pipe_into_anything_else_stays_a_pipe() -> None:
-    (seen,) = (SCREEN | RunnableLambda(lambda messages: messages)).invoke([shows(RISKY)])
-    assert isinstance(seen, HumanMessage)
+SAME: Runnable[Any, Any] = RunnableLambda(lambda value: value)
+AROUND: dict[str, Callable[[Runnable[Any, Any]], Runnable[Any, Any]]] = {
+    "a prompt before": lambda model: SAME | SCREEN | model,
+    "something between": lambda model: SCREEN | SAME | model,
+    "retries": lambda model: SCREEN.with_retry(stop_after_attempt=1) | model,
+    "settings": lambda model: SCREEN.with_config(tags=["a"]) | model,
+    "bound": lambda model: SCREEN.bind() | model,
+    "fallbacks": lambda model: SCREEN.with_fallbacks([SCREEN]) | model,
+    "listeners": lambda model: SCREEN.with_listeners() | model,
+    "parallel": lambda model: RunnableParallel(a=SCREEN | SAME) | itemgetter("a") | model,
+    "parallel to another": lambda model: SAME | {"a": SCREEN, "b": SAME} | itemgetter("b") | model,
+    "in a pick": lambda model: RunnableParallel(a=SCREEN).pick("a") | model,
+    "in a branch": lambda model: RunnableBranch((lambda value: True, SCREEN), SAME) | model,
+    "each": lambda model: RunnableLambda(lambda v: [v]) | SCREEN.map() | itemgetter(0) | model,
+    "by hand": lambda model: RunnableLambda(lambda v: model.invoke(SCREEN.invoke(v))),
+    "a batch by hand": lambda model: RunnableLambda(lambda v: model.batch(SCREEN.batch([v]))),
+    "a stream by hand": lambda model: RunnableLambda(
+        lambda v: [model.invoke(seen) for seen in SCREEN.stream(v)]
+    ),
+    "a client's own form": lambda model: (
+        SCREEN | RunnableLambda(convert_to_openai_messages) | model
+    ),
+    "a border": lambda model: SCREEN.pipe(SAME, model),
+}
+
+
+@pytest.mark.parametrize("way", AROUND)
+async def test_no_way_of_composing_calls_the_model_with_what_was_refused(
+    server: Recorder, way: str
+) -> None:
+    chain = AROUND[way](server.model())
+    broken = HumanMessage([{"type": "image", "url": REMOTE}])
+    for message in (shows(RISKY), broken):
+        with pytest.raises(ImageRefused):
+            chain.invoke([message])
+        with pytest.raises(ImageRefused):
+            await chain.ainvoke([message])
+        with pytest.raises(ImageRefused):
+            list(chain.stream([message]))
+        with pytest.raises(ImageRefused):
+            chain.batch([[message], [message]])
+    assert server.sent == []
+
+
+def test_a_masked_answer_says_so(server: Recorder) -> None:
+    guarded = ScreenImages(detector=RedDetector()).guard(server.model())
+    raw = guarded.with_structured_output(Joke, include_raw=True)
+    whole = None
+    for chunk in guarded.stream([shows(RISKY)]):
+        whole = chunk if whole is None else whole + chunk
+    answers = [guarded.invoke([shows(RISKY)]), whole, *guarded.batch([[shows(RISKY)]])]
+    for answer in (*answers, raw.invoke([shows(RISKY)])["raw"]):
+        (verdict,) = answer.response_metadata["verdicts"]
+        assert (verdict["status"], verdict["action"]) == ("flagged", "mask")
+        assert "risk_map" not in verdict
+    assert "verdicts" not in guarded.invoke("hi").response_metadata
 
 
 # Later turns
@@ -332,7 +397,7 @@ def test_what_may_have_been_a_whole_request_stays_refused(server: Recorder, verd
 
 def test_a_model_of_ours_answers_later_turns_too() -> None:
     model = ChatLVLM(model="testbed", max_tokens=2)
-    for chain in (SCREEN.guard(model), RunnableLambda(lambda m: m) | SCREEN | model):
+    for chain in (SCREEN.guard(model), SCREEN | model):
         assert not chain.invoke(conversation(shows(RISKY))).response_metadata["refused"]
         assert chain.invoke([shows(RISKY)]).response_metadata["refused"]
 

@@ -38,6 +38,7 @@ from chain_helpers import (
     BrokenDetector,
     MiscountingDetector,
     RedDetector,
+    after,
     clean_picture,
     data_url,
     find_pictures,
@@ -111,7 +112,7 @@ def test_the_same_kind_comes_back_without_the_risk(
 ) -> None:
     value = KINDS[kind](RISKY, tmp_path)
     detector = RedDetector()
-    screened = screen(policy, detector).invoke(value)
+    screened = after(screen(policy, detector), value)
     assert len(detector.seen) == 1
     assert red_pixels(screened) == 0
     assert bool(find_pictures(screened, Limits())) is (policy.on_flagged == "mask")
@@ -125,7 +126,7 @@ def test_the_same_kind_comes_back_without_the_risk(
 def test_nothing_that_was_passed_in_changes(kind: str, tmp_path: Path) -> None:
     value = KINDS[kind](RISKY, tmp_path)
     before = copy.deepcopy(value)
-    screen(REFUSE).invoke(value)
+    after(screen(REFUSE), value)
     assert told(value) == told(before)
 
 
@@ -166,7 +167,7 @@ def test_what_holds_no_picture_passes_as_the_same_object(value: Any) -> None:
     ids=["tuple", "pair", "role", "type", "mixed", "with text"],
 )
 def test_what_langchain_takes_for_messages_becomes_messages(messages: list[Any]) -> None:
-    screened = screen(REFUSE).invoke(messages)
+    screened = after(screen(REFUSE), messages)
     assert all(isinstance(message, BaseMessage) for message in screened)
     marker = read_marker(screened[-1])
     assert marker is not None
@@ -181,7 +182,9 @@ def test_a_message_like_with_an_unknown_block_is_refused() -> None:
         [{"role": "tool", "content": [{"type": "hologram"}]}],
         {"messages": [("human", [{"type": "hologram"}])]},
     ):
-        assert "hologram" not in repr(screen().invoke(value))
+        assert "hologram" not in repr(after(screen(), value))
+        with pytest.raises(ImageRefused, match="cannot help with that content"):
+            screen().invoke(value)
 
 
 def test_names_ids_and_tool_calls_are_kept() -> None:
@@ -248,7 +251,7 @@ def test_allowing_the_unseen_lets_exactly_that_pass() -> None:
 
 @pytest.mark.parametrize("detector", [BrokenDetector(), MiscountingDetector()])
 def test_a_detector_that_breaks_has_failed_and_nothing_passes(detector: Any) -> None:
-    screened = screen(detector=detector).invoke([asked(CLEAN), asked(CLEAN)])
+    screened = after(screen(detector=detector), [asked(CLEAN), asked(CLEAN)])
     for message in screened:
         marker = read_marker(message)
         assert marker is not None
@@ -260,7 +263,7 @@ def test_a_detector_that_breaks_has_failed_and_nothing_passes(detector: Any) -> 
 
 def test_limits_are_those_that_were_set() -> None:
     small = ScreenImages(detector=RedDetector(), limits=Limits(max_pixels=100))
-    marker = read_marker(small.invoke(asked(CLEAN)))
+    marker = read_marker(after(small, asked(CLEAN)))
     assert marker is not None
     assert marker.verdicts[0].not_inspected[0].reason == "too_large"
 
@@ -317,12 +320,13 @@ def test_a_picture_in_a_stream_of_chunks_is_screened() -> None:
         AIMessageChunk(content=[{"type": "image", "base64": text64(RISKY), "index": 1}]),
         AIMessageChunk(content=[{"type": "text", "text": "done", "index": 2}]),
     ]
-    first, rest = screen(REFUSE).transform(iter(chunks))
+    first, rest = screen().transform(iter(chunks))
     assert first.content == chunks[0].content
-    marker = read_marker(rest)
-    assert marker is not None
-    assert marker.refused
     assert red_pixels(rest) == 0
+    stream = screen(REFUSE).transform(iter(chunks))
+    assert next(stream).content == chunks[0].content
+    with pytest.raises(ImageRefused):
+        next(stream)
 
 
 async def test_async_streams_pass_text_and_hold_pictures() -> None:
@@ -339,10 +343,10 @@ def test_policy_and_detector_can_be_configured_per_call() -> None:
     )
     dropped = configurable.with_config(configurable={"policy": DROP}).invoke(asked())
     assert dropped.content[1]["text"] == DROP.note
-    failed = configurable.with_config(configurable={"detector": BrokenDetector()}).invoke(asked())
-    marker = read_marker(failed)
-    assert marker is not None
-    assert marker.verdicts[0].status == "failed"
+    with pytest.raises(ImageRefused) as caught:
+        configurable.with_config(configurable={"detector": BrokenDetector()}).invoke(asked())
+    assert caught.value.verdicts[0].status == "failed"
+    assert "ran out of memory" in str(caught.value.__cause__)
     assert red_pixels(configurable.invoke(asked())) == 0
 
 
@@ -375,7 +379,7 @@ def test_runs_are_traced_with_the_names_people_give() -> None:
 @pytest.mark.parametrize("marker", [{"refused": False, "verdicts": []}, {}, 7, {"refused": 0}])
 def test_no_marker_written_by_others_permits_anything(marker: Any) -> None:
     forged = asked(additional_kwargs={"sightrail": marker})
-    screened = screen(REFUSE).invoke(forged)
+    screened = after(screen(REFUSE), forged)
     kept = read_marker(screened)
     assert kept is not None
     assert kept.refused
@@ -383,12 +387,37 @@ def test_no_marker_written_by_others_permits_anything(marker: Any) -> None:
 
 
 def test_refused_stays_refused() -> None:
-    again = screen(Policy(monitor=True)).invoke(screen(REFUSE).invoke(asked()))
+    again = after(screen(Policy(monitor=True)), after(screen(REFUSE), asked()))
     marked = asked(CLEAN, additional_kwargs={"sightrail": {"refused": True}})
-    for message in (again, screen().invoke(marked)):
+    for message in (again, after(screen(), marked)):
         marker = read_marker(message)
         assert marker is not None
         assert marker.refused
+        with pytest.raises(ImageRefused):
+            screen().invoke(message)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_refused_comes_out(kind: str, tmp_path: Path) -> None:
+    value = KINDS[kind](RISKY, tmp_path)
+    with pytest.raises(ImageRefused, match="cannot help with that image") as caught:
+        screen(REFUSE).invoke(value)
+    assert caught.value.verdicts[0].category == "red"
+    assert "guard(model)" in caught.value.__notes__[0]
+    with pytest.raises(ImageRefused):
+        list(screen(REFUSE).stream(value))
+    outcomes = screen(REFUSE).batch([value, "hello"], return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ImageRefused, str]
+
+
+def test_a_conversation_that_was_refused_before_goes_on_as_what_it_was() -> None:
+    turns = [asked(), AIMessage("No."), HumanMessage("2 + 2?")]
+    for value in (turns, ChatPromptValue(messages=turns), tuple(turns)):
+        seen = screen(REFUSE).invoke(value)
+        assert type(seen) is type(value)
+        assert red_pixels(seen) == 0
+    clean = [HumanMessage("hi"), AIMessage("hello"), HumanMessage("2 + 2?")]
+    assert screen(REFUSE).invoke(clean) is clean
 
 
 def test_a_picture_inside_a_marker_is_found() -> None:

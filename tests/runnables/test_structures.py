@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from chain_helpers import CARRIERS, CLEAN, PLAIN, RISKY, UNSEEN, RedDetector
+from chain_helpers import CARRIERS, CLEAN, PLAIN, RISKY, UNSEEN, RedDetector, after
 from sightrail.guardrails import Policy
 from sightrail.runnables import ScreenImages, read_marker
 
@@ -98,11 +98,11 @@ def check(value: Any) -> None:
     first, second = RedDetector(), RedDetector()
     # Without words in its place: a note under the key "image_url" would count as an address.
     policy = Policy(on_flagged="drop", note="")
-    screened = ScreenImages(detector=first, policy=policy).invoke(value)
+    screened = after(ScreenImages(detector=first, policy=policy), value)
     unchanged = value == before
     assert unchanged
     strict = Policy(on_flagged="raise", on_not_inspected="raise", on_error="raise")
-    ScreenImages(detector=second, policy=strict).invoke(screened)
+    after(ScreenImages(detector=second, policy=strict), screened)
     assert len(second.seen) <= len(first.seen)
 
 
@@ -124,6 +124,6 @@ def test_any_structure_is_screened_at_length(value: Any) -> None:
 def test_a_risk_is_found_wherever_it_stands(blocks: list[Any], place: int) -> None:
     blocks = [*blocks[:place], CARRIERS["standard base64"](RISKY), *blocks[place:]]
     refusing = ScreenImages(detector=RedDetector(), policy=Policy(on_flagged="refuse"))
-    marker = read_marker(refusing.invoke(HumanMessage(blocks)))
+    marker = read_marker(after(refusing, HumanMessage(blocks)))
     assert marker is not None
     assert marker.refused

@@ -9,7 +9,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from langchain_core.messages import HumanMessage
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import FakeMessagesListChatModel
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.langchain import LangChainTracer
 from langchain_core.tracers.schemas import Run
@@ -140,3 +142,36 @@ async def test_the_traced_run_holds_the_findings(mode: str) -> None:
     assert "sightrail:flagged" in (run.tags or [])
     assert SECRET not in str(metadata)
     assert text64(RISKY)[:40] not in str(metadata)
+
+
+class Inputs(BaseCallbackHandler):
+    """Keeps what LangChain's events show going in."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def on_chain_start(self, serialized: Any, inputs: Any, **kwargs: Any) -> None:
+        self.given.append(inputs)
+
+
+ASKED = HumanMessage([{"type": "text", "text": "see"}, CARRIERS["standard base64"](RISKY)])
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_what_comes_in_is_traced_without_its_pictures_unless_that_is_asked_for(
+    shown: bool,
+) -> None:
+    look = ScreenImages(detector=RedDetector(), trace_images=shown)
+    model = FakeMessagesListChatModel(responses=[AIMessage("a")] * 9)
+    structured = look.guard(RunnableLambda(lambda messages: AIMessage("a")))
+    inputs = Inputs()
+    config: Any = {"callbacks": [inputs]}
+    for runnable in (look, look.guard(model), structured):
+        runnable.invoke([ASKED], config)
+        await runnable.ainvoke([ASKED], config)
+        list(runnable.stream([ASKED], config))
+        [chunk async for chunk in runnable.astream([ASKED], config)]
+        runnable.batch([[ASKED]], config)
+        await runnable.abatch([[ASKED]], config)
+    assert (text64(RISKY)[:200] in repr(inputs.given)) is shown
+    assert "see" in repr(inputs.given)

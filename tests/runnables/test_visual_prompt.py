@@ -21,6 +21,7 @@ from chain_helpers import (
     REMOTE,
     RISKY,
     RedDetector,
+    after,
     clean_picture,
     data_url,
     find_pictures,
@@ -135,7 +136,7 @@ def test_screening_sees_the_picture_and_the_model_the_border() -> None:
 
 def test_a_refusal_stays_on_its_message() -> None:
     screen = ScreenImages(detector=RedDetector(), policy=Policy(on_flagged="refuse"))
-    (out,) = (screen | BORDER).invoke([asked(image(RISKY))])
+    (out,) = BORDER.invoke(after(screen, [asked(image(RISKY))]))
     marker = read_marker(out)
     assert marker is not None
     assert marker.refused

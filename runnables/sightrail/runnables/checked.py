@@ -6,19 +6,27 @@ import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.utils import Input, Output
 
 from sightrail.guardrails.errors import SightrailError
+from sightrail.guardrails.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Onward:
-    """A request has passed; ``value`` is what goes on."""
+    """A request has passed.
+
+    Attributes:
+        value: what goes on.
+        verdicts: what was found on it, which its answer is to tell.
+    """
 
     value: Any
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,13 @@ class Passing:
 
     Attributes:
         value: what is left at the end and has to be looked at.
+        asked: what the answer has yet to tell about its request.
     """
 
     value: Any = None
+
+    def __init__(self, asked: Onward | None = None) -> None:
+        self.asked = asked or Onward(None)
 
     def take(self, chunk: Any) -> Any:
         """The next chunk comes in; gives what may go on, None as long as nothing may."""
@@ -70,13 +82,17 @@ class CheckedRunnable(RunnableSerializable[Input, Output]):
         """What a call with these settings goes through."""
         return self
 
-    def _look_at(self, answers: list[Any]) -> list[Any]:
+    def _look_at(self, answers: list[Any], asked: list[Onward]) -> list[Any]:
         """What comes out for what the runnable behind has answered; an exception is raised."""
         return answers
 
-    def _way_out(self) -> Passing:
+    def _way_out(self, asked: Onward) -> Passing:
         """What a streamed answer goes through."""
-        return Passing()
+        return Passing(asked)
+
+    def _traced(self, request: Any) -> Any:
+        """What LangChain's traces of this run show as its input."""
+        return request
 
     @property
     @abstractmethod
@@ -85,29 +101,31 @@ class CheckedRunnable(RunnableSerializable[Input, Output]):
 
     def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
         """Check one request, and answer it if it passes."""
-        return self._call_with_config(self._for(kwargs)._one, input, config, **kwargs)
+        run = partial(self._for(kwargs)._one, input)
+        return self._call_with_config(run, self._traced(input), config, **kwargs)
 
     async def ainvoke(
         self, input: Input, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Output:
         """``invoke``, the check in a worker thread."""
-        return await self._acall_with_config(self._for(kwargs)._aone, input, config, **kwargs)
+        run = partial(self._for(kwargs)._aone, input)
+        return await self._acall_with_config(run, self._traced(input), config, **kwargs)
 
     def stream(
         self, input: Input, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Output]:
         """Stream the answer; a refusal is one chunk."""
-        yield from self._transform_stream_with_config(
-            iter([input]), self._for(kwargs)._flow, config, **kwargs
-        )
+        run = partial(self._for(kwargs)._flow, input)
+        shown = iter([self._traced(input)])
+        yield from self._transform_stream_with_config(shown, run, config, **kwargs)
 
     async def astream(
         self, input: Input, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[Output]:
         """``stream``, asynchronously."""
-        async for chunk in self._atransform_stream_with_config(
-            _once(input), self._for(kwargs)._aflow, config, **kwargs
-        ):
+        run = partial(self._for(kwargs)._aflow, input)
+        shown = _once(self._traced(input))
+        async for chunk in self._atransform_stream_with_config(shown, run, config, **kwargs):
             yield chunk
 
     def batch(
@@ -119,8 +137,10 @@ class CheckedRunnable(RunnableSerializable[Input, Output]):
         **kwargs: Any,
     ) -> list[Output]:
         """Check all requests at once, and answer those that pass as one batch."""
+        run = partial(self._for(kwargs)._all, inputs)
+        shown = [self._traced(request) for request in inputs]
         return self._batch_with_config(
-            self._for(kwargs)._all, inputs, config, return_exceptions=return_exceptions, **kwargs
+            run, shown, config, return_exceptions=return_exceptions, **kwargs
         )
 
     async def abatch(
@@ -132,23 +152,27 @@ class CheckedRunnable(RunnableSerializable[Input, Output]):
         **kwargs: Any,
     ) -> list[Output]:
         """``batch``, the check in a worker thread."""
+        run = partial(self._for(kwargs)._aall, inputs)
+        shown = [self._traced(request) for request in inputs]
         return await self._abatch_with_config(
-            self._for(kwargs)._aall, inputs, config, return_exceptions=return_exceptions, **kwargs
+            run, shown, config, return_exceptions=return_exceptions, **kwargs
         )
 
-    # One request, several requests, a stream
+    # One request, several requests, a stream. What traces show of a request is no use here.
 
-    def _one(self, request: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any) -> Any:
+    def _one(
+        self, request: Any, shown: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any
+    ) -> Any:
         ruling = self._rule(request, self._check([request])[0])
         if isinstance(ruling, Instead):
             return ruling.answer
         if self._behind is None:
             return ruling.value
         answer = self._behind.invoke(ruling.value, config, **kwargs)
-        return _raised(self._look_at([answer]))
+        return _raised(self._look_at([answer], [ruling]))
 
     async def _aone(
-        self, request: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any
+        self, request: Any, shown: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any
     ) -> Any:
         ruling = self._rule(request, (await asyncio.to_thread(self._check, [request]))[0])
         if isinstance(ruling, Instead):
@@ -156,68 +180,80 @@ class CheckedRunnable(RunnableSerializable[Input, Output]):
         if self._behind is None:
             return ruling.value
         answer = await self._behind.ainvoke(ruling.value, config, **kwargs)
-        return _raised(await asyncio.to_thread(self._look_at, [answer]))
+        return _raised(await asyncio.to_thread(self._look_at, [answer], [ruling]))
 
     def _flow(
-        self, requests: Iterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
+        self,
+        request: Any,
+        shown: Iterator[Any],
+        run_manager: Any,
+        config: RunnableConfig,
+        **kwargs: Any,
     ) -> Iterator[Any]:
-        for request in requests:
-            ruling = self._rule(request, self._check([request])[0])
-            if isinstance(ruling, Instead):
-                yield ruling.chunk
-            elif self._behind is None:
-                yield ruling.value
-            else:
-                out = self._way_out()
-                for chunk in self._behind.stream(ruling.value, config, **kwargs):
-                    if (ready := out.take(chunk)) is not None:
-                        yield ready
-                if out.value is not None:
-                    yield _raised(self._look_at([out.value]))
+        ruling = self._rule(request, self._check([request])[0])
+        if isinstance(ruling, Instead):
+            yield ruling.chunk
+        elif self._behind is None:
+            yield ruling.value
+        else:
+            out = self._way_out(ruling)
+            for chunk in self._behind.stream(ruling.value, config, **kwargs):
+                if (ready := out.take(chunk)) is not None:
+                    yield ready
+            if out.value is not None:
+                yield _raised(self._look_at([out.value], [out.asked]))
 
     async def _aflow(
-        self, requests: AsyncIterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
+        self,
+        request: Any,
+        shown: AsyncIterator[Any],
+        run_manager: Any,
+        config: RunnableConfig,
+        **kwargs: Any,
     ) -> AsyncIterator[Any]:
-        async for request in requests:
-            ruling = self._rule(request, (await asyncio.to_thread(self._check, [request]))[0])
-            if isinstance(ruling, Instead):
-                yield ruling.chunk
-            elif self._behind is None:
-                yield ruling.value
-            else:
-                out = self._way_out()
-                async for chunk in self._behind.astream(ruling.value, config, **kwargs):
-                    if (ready := out.take(chunk)) is not None:
-                        yield ready
-                if out.value is not None:
-                    yield _raised(await asyncio.to_thread(self._look_at, [out.value]))
+        ruling = self._rule(request, (await asyncio.to_thread(self._check, [request]))[0])
+        if isinstance(ruling, Instead):
+            yield ruling.chunk
+        elif self._behind is None:
+            yield ruling.value
+        else:
+            out = self._way_out(ruling)
+            async for chunk in self._behind.astream(ruling.value, config, **kwargs):
+                if (ready := out.take(chunk)) is not None:
+                    yield ready
+            if out.value is not None:
+                yield _raised(await asyncio.to_thread(self._look_at, [out.value], [out.asked]))
 
     def _all(
         self,
         requests: list[Any],
+        shown: list[Any],
         run_manager: list[Any],
         config: list[RunnableConfig],
         **kwargs: Any,
     ) -> list[Any]:
         rulings = self._rulings(requests, self._check(requests))
-        passing, configs = _passing(rulings, config)
+        onward, configs = _passing(rulings, config)
+        passing = [ruling.value for ruling in onward]
         if self._behind is not None:
             answers = self._behind.batch(passing, configs, return_exceptions=True, **kwargs)
-            passing = self._look_at(answers)
+            passing = self._look_at(answers, onward)
         return _in_order(rulings, passing)
 
     async def _aall(
         self,
         requests: list[Any],
+        shown: list[Any],
         run_manager: list[Any],
         config: list[RunnableConfig],
         **kwargs: Any,
     ) -> list[Any]:
         rulings = self._rulings(requests, await asyncio.to_thread(self._check, requests))
-        passing, configs = _passing(rulings, config)
+        onward, configs = _passing(rulings, config)
+        passing = [ruling.value for ruling in onward]
         if self._behind is not None:
             answers = await self._behind.abatch(passing, configs, return_exceptions=True, **kwargs)
-            passing = await asyncio.to_thread(self._look_at, answers)
+            passing = await asyncio.to_thread(self._look_at, answers, onward)
         return _in_order(rulings, passing)
 
     def _rulings(
@@ -234,10 +270,10 @@ class CheckedRunnable(RunnableSerializable[Input, Output]):
 
 def _passing(
     rulings: list[Onward | Instead | SightrailError], config: list[RunnableConfig]
-) -> tuple[list[Any], list[RunnableConfig]]:
+) -> tuple[list[Onward], list[RunnableConfig]]:
     """What goes on, each with its own config."""
-    kept = [(r.value, c) for r, c in zip(rulings, config, strict=True) if isinstance(r, Onward)]
-    return [value for value, _ in kept], [own for _, own in kept]
+    kept = [(r, own) for r, own in zip(rulings, config, strict=True) if isinstance(r, Onward)]
+    return [ruling for ruling, _ in kept], [own for _, own in kept]
 
 
 def _in_order(rulings: list[Onward | Instead | SightrailError], passing: list[Any]) -> list[Any]:

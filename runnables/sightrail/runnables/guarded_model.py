@@ -22,9 +22,8 @@ from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward, Passing
 from .guarded_output import GuardedOutput
-from .newest import check_newest
-from .screen_images import Held, ScreenImages
-from .turns import last_chunk, message, refusal_error, refusal_fields
+from .screen_images import Held, ScreenImages, told_verdicts
+from .turns import last_chunk, message, refusal_error, refusal_fields, with_verdicts
 
 _TEXT: Final = {"type": "text"}
 """The response format that is none."""
@@ -39,7 +38,8 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
     Where the policy refuses what the newest request brings, the answer is an ``AIMessage`` with the
     policy's refusal and the verdicts in its ``response_metadata``; the model is not called. What
     turns before it brought, and was refused, is taken out again and does not refuse this one. This
-    is the way to refuse in front of hosted models.
+    is the way to refuse in front of hosted models. An answer to a request with pictures tells what
+    was found on them in ``response_metadata["verdicts"]``, so what was masked is on record.
 
     Pictures in the answer (a message, or text) are screened as well, on the policy's surface
     ``ai``. A stream waits from the first picture on. Callbacks are told of the model's tokens as
@@ -105,26 +105,32 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
         return parsed
 
     def _check(self, requests: list[Any]) -> list[Screened | ImageRefused]:
-        return check_newest(self.screen, requests)
+        return self.screen.screen_requests(requests)
 
     def _rule(self, request: Any, outcome: Screened | ImageRefused) -> Onward | Instead:
         screened = passed(outcome)
         if not screened.refused:
-            return Onward(screened.value)
-        text, fields = self._refusal(screened.verdicts)
+            return Onward(screened.value, screened.verdicts)
+        verdicts = told_verdicts(request, screened)
+        text, fields = self._refusal(verdicts)
         if self._structured:
-            raise refusal_error(text, screened.verdicts)
+            raise refusal_error(text, verdicts) from screened.cause
         return Instead(message(text, fields), last_chunk(text, fields))
 
     def _refusal(self, verdicts: Sequence[Verdict]) -> tuple[str, Any]:
         return self.screen.policy.refusal_for(verdicts), refusal_fields(verdicts)
 
-    def _look_at(self, answers: list[Any]) -> list[Any]:
-        asked = [answer for answer in answers if isinstance(answer, str | BaseMessage)]
-        outcomes = iter(self.screen.screen(asked) if asked else [])
+    def _traced(self, request: Any) -> Any:
+        return self.screen.hidden(request)
+
+    def _look_at(self, answers: list[Any], asked: list[Onward]) -> list[Any]:
+        told = [answer for answer in answers if isinstance(answer, str | BaseMessage)]
+        outcomes = iter(self.screen.screen(told) if told else [])
         return [
-            self._seen(answer, next(outcomes)) if isinstance(answer, str | BaseMessage) else answer
-            for answer in answers
+            with_verdicts(self._seen(answer, next(outcomes)), request.verdicts)
+            if isinstance(answer, str | BaseMessage)
+            else answer
+            for answer, request in zip(answers, asked, strict=True)
         ]
 
     def _seen(self, answer: str | BaseMessage, outcome: Screened | ImageRefused) -> Any:
@@ -143,16 +149,22 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
         refusal = last_chunk if isinstance(answer, BaseMessageChunk) else message
         return refusal(text, fields).model_copy(update={"id": answer.id})
 
-    def _way_out(self) -> Passing:
-        return _AnswerOut()
+    def _way_out(self, asked: Onward) -> Passing:
+        return _AnswerOut(asked)
 
 
 class _AnswerOut(Held):
-    """Text passes as it comes, pictures wait; what is neither text nor a message passes."""
+    """Text passes as it comes, pictures wait; what is neither text nor a message passes.
+
+    The first chunk tells what was found on the request.
+    """
 
     def take(self, chunk: Any) -> Any:
         known = isinstance(chunk, str | BaseMessage)
-        return super().take(chunk) if known or self.value is not None else chunk
+        ready = super().take(chunk) if known or self.value is not None else chunk
+        if isinstance(ready, BaseMessage) and self.asked.verdicts:
+            ready, self.asked = with_verdicts(ready, self.asked.verdicts), Onward(self.asked.value)
+        return ready
 
 
 # A stream may end in the whole message of a model that cannot stream; BaseChatModel's own does too.

@@ -15,9 +15,8 @@ from sightrail.guardrails.strict import StrictModel
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward, Passing
-from .newest import check_newest
-from .screen_images import ScreenImages
-from .turns import message, refusal_error, refusal_fields
+from .screen_images import ScreenImages, told_verdicts
+from .turns import message, refusal_error, refusal_fields, with_verdicts
 from .walk import LANGCHAIN
 
 
@@ -46,15 +45,15 @@ class GuardedOutput(StrictModel, CheckedRunnable[LanguageModelInput, Any], extra
         return self.model
 
     def _check(self, requests: list[Any]) -> list[Screened | ImageRefused]:
-        return check_newest(self.screen, requests)
+        return self.screen.screen_requests(requests)
 
     def _rule(self, request: Any, outcome: Screened | ImageRefused) -> Onward | Instead:
         screened = passed(outcome)
         if not screened.refused:
-            return Onward(screened.value)
-        refusal = self._refusal(screened.verdicts)
+            return Onward(screened.value, screened.verdicts)
+        refusal = self._refusal(told_verdicts(request, screened))
         if isinstance(refusal, Exception):
-            raise refusal
+            raise refusal from screened.cause
         return Instead(refusal, refusal)
 
     def _refusal(self, verdicts: Sequence[Verdict]) -> Any:
@@ -64,9 +63,20 @@ class GuardedOutput(StrictModel, CheckedRunnable[LanguageModelInput, Any], extra
             return {"raw": refusal, "parsed": None, "parsing_error": None}
         return refusal_error(text, verdicts)
 
-    def _look_at(self, answers: list[Any]) -> list[Any]:
+    def _traced(self, request: Any) -> Any:
+        return self.screen.hidden(request)
+
+    def _look_at(self, answers: list[Any], asked: list[Onward]) -> list[Any]:
         outcomes = self.screen.screen([self._shown(answer) for answer in answers])
-        return [self._seen(*pair) for pair in zip(answers, outcomes, strict=True)]
+        seen = [self._seen(*pair) for pair in zip(answers, outcomes, strict=True)]
+        if not self.include_raw:
+            return seen
+        return [
+            {**answer, "raw": with_verdicts(answer["raw"], request.verdicts)}
+            if isinstance(answer, dict)
+            else answer
+            for answer, request in zip(seen, asked, strict=True)
+        ]
 
     def _shown(self, answer: Any) -> Any:
         """What of an answer can hold a picture."""
@@ -82,8 +92,8 @@ class GuardedOutput(StrictModel, CheckedRunnable[LanguageModelInput, Any], extra
             return self._refusal(outcome.verdicts)
         return {**answer, "raw": outcome.value} if self.include_raw and outcome.verdicts else answer
 
-    def _way_out(self) -> Passing:
-        return _Whole() if self.include_raw else _Partial()
+    def _way_out(self, asked: Onward) -> Passing:
+        return _Whole(asked) if self.include_raw else _Partial(asked)
 
 
 class _Whole(Passing):

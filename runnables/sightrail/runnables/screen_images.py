@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessageChunk
+from langchain_core.messages import BaseMessage, BaseMessageChunk, convert_to_messages
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import (
     Runnable,
     RunnableConfig,
@@ -17,18 +20,24 @@ from langchain_core.runnables import (
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import Field
 
-from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened, passed
-from sightrail.guardrails.carriers.walk import settled
+from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened
+from sightrail.guardrails.carriers.walk import leave, same_items, settled
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.strict import DetectorField, StrictModel
+from sightrail.guardrails.verdict import Verdict
 
 from .checked import Passing
-from .walk import LANGCHAIN
+from .turns import refusal_error
+from .walk import LANGCHAIN, answered, marked_verdicts, messages_of, refused_for_good
 
 if TYPE_CHECKING:
     from .guarded_model import GuardedChatModel, GuardedModel
+
+
+_HIDDEN: Final = "[image]"
+"""What traces show in the place of a picture."""
 
 
 class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
@@ -41,31 +50,43 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
     (remote addresses, files, sound, unknown block types) is never passed over in silence:
     ``policy.on_not_inspected`` decides, and refuses by default.
 
-    The verdicts stand in ``message.additional_kwargs["sightrail"]``; see ``walk``. A refused
-    picture is taken out and its message marked. ``ChatLVLM`` then answers with its policy's refusal
-    without running the model. For any other chat model ``guard`` does the same, and so does
-    ``ScreenImages(...) | model``. In ``prompt | ScreenImages(...) | model`` the first two are one
-    chain already and the model is called with the note in place of the picture: write
-    ``prompt | ScreenImages(...).guard(model)``. A bare string or dict has no message to carry a
-    refusal, so place this after the prompt, not before it.
+    The verdicts stand in ``message.additional_kwargs["sightrail"]``; see ``marker``.
+
+    What the policy refuses does not come out: nothing that might stand behind (another runnable, a
+    function, a vendor's own client) could be relied on to honour a mark on it. So ``prompt | screen
+    | model`` raises ``ImageRefused``, and so does every other composition (parallel, retried, in a
+    batch), instead of calling the model without the picture. To have the policy's refusal as an
+    answer write ``prompt | screen.guard(model)``; ``screen | model`` is the same as
+    ``screen.guard(model)``. In a conversation only what is new can refuse: a picture of a turn that
+    has an answer is taken out again. A list of inputs that may fail one by one goes through
+    ``batch(..., return_exceptions=True)``, or through ``screen``, where refusals are values.
 
     Args:
         detector: has ``screen(images) -> list[Verdict]``, such as ``RiskDetector``.
         policy: what a verdict leads to.
         limits: what intake is willing to decode.
         on_verdict: called with every verdict, in the thread that screens.
+        trace_images: whether LangChain's traces and events show the pictures that come in. The
+            default puts a note in their place, in the inputs of this runnable and of the guarded
+            models made by ``guard``. What runs around it (the chain, the prompt) is the
+            framework's own and shows what it was given; so do ``transform`` and ``generate``, which
+            LangChain traces before they get here. LangSmith's ``hide_inputs`` covers these.
 
     Raises:
-        ImageRefused: where the policy's action is ``raise``.
+        ImageRefused: the policy refuses a picture, or says ``raise``. The message is the text of
+            the policy's refusal, ``verdicts`` says why, and ``__cause__`` is what the detector
+            raised, if it failed.
+        RequestRefused: an earlier step of the chain refused the request as a whole.
 
     Example:
-        ``prompt | ScreenImages(detector=detector) | ChatLVLM(model="testbed") | StrOutputParser()``
+        ``prompt | ScreenImages(detector=detector).guard(model) | StrOutputParser()``
     """
 
     detector: DetectorField
     policy: Policy = Policy()
     limits: Limits = Limits()
     on_verdict: OnVerdict | None = Field(default=None, exclude=True)
+    trace_images: bool = False
 
     def screen(self, values: list[Any], *, together: bool = False) -> list[Screened | ImageRefused]:
         """Screen values outside of any chain: all pictures of all values in one detector call.
@@ -73,6 +94,9 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
         Args:
             values: nothing in them is changed.
             together: the limits on one request hold for all values, not for each.
+
+        Returns:
+            One outcome a value, in order: what was refused is said, not raised.
         """
         return self._loop.screen(values, together=together)
 
@@ -81,6 +105,48 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
     ) -> list[Screened | ImageRefused]:
         """``screen`` in a worker thread."""
         return await asyncio.to_thread(self.screen, values, together=together)
+
+    def screen_requests(self, requests: list[Any]) -> list[Screened | ImageRefused]:
+        """``screen`` for conversations; only what is new in each can refuse it.
+
+        A picture that was refused in an earlier turn is taken out in every later one, but does not
+        refuse them. The limits on one request hold for the earlier turns and for the new one, each.
+        """
+        parts = [_turns(request) for request in requests]
+        earlier = [past for past, _ in parts if past]
+        outcomes = self.screen([newest for _, newest in parts] + earlier)
+        pasts = iter(outcomes[len(parts) :])
+        return [
+            self._joined(request, past, next(pasts), newest, outcome) if past else outcome
+            for request, (past, newest), outcome in zip(requests, parts, outcomes, strict=False)
+        ]
+
+    def _joined(
+        self,
+        request: Any,
+        past: list[BaseMessage],
+        seen: Screened | ImageRefused,
+        newest: list[BaseMessage],
+        outcome: Screened | ImageRefused,
+    ) -> Screened | ImageRefused:
+        """The outcome of a conversation, from that of its past and that of its newest turn."""
+        if isinstance(outcome, ImageRefused):
+            return outcome
+        if isinstance(seen, ImageRefused):
+            quiet = self.model_copy(update={"policy": without_raise(self.policy)})
+            (seen,) = quiet.screen([past])
+            if isinstance(seen, ImageRefused):  # nothing asks for it any more: refuse it
+                return seen
+        messages = [*seen.value, *outcome.value]
+        value = request if same_items(messages, [*past, *newest]) else _like(request, messages)
+        refused = outcome.refused or refused_for_good(past)
+        return replace(outcome, value=value, refused=refused)
+
+    def hidden(self, value: Any) -> Any:
+        """What traces may show of a value that has not been screened."""
+        if self.trace_images:
+            return value
+        return LANGCHAIN.walk(lambda carrier: carrier.note(_HIDDEN), leave, "user")(value)
 
     @property
     def _loop(self) -> PictureLoop:
@@ -129,11 +195,13 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Screen one value."""
-        return self._call_with_config(self._screen_one, input, config)
+        run = partial(self._screen_one, input)
+        return self._call_with_config(run, self.hidden(input), config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Screen one value in a worker thread."""
-        return await self._acall_with_config(self._ascreen_one, input, config)
+        run = partial(self._ascreen_one, input)
+        return await self._acall_with_config(run, self.hidden(input), config)
 
     def batch(
         self,
@@ -145,8 +213,8 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
     ) -> list[Any]:
         """Screen several values with one call of the detector."""
         return self._batch_with_config(
-            self._screen_all,
-            inputs,
+            partial(self._screen_all, inputs),
+            [self.hidden(value) for value in inputs],
             config,
             return_exceptions=return_exceptions,
         )
@@ -161,8 +229,8 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
     ) -> list[Any]:
         """``batch`` in a worker thread."""
         return await self._abatch_with_config(
-            self._ascreen_all,
-            inputs,
+            partial(self._ascreen_all, inputs),
+            [self.hidden(value) for value in inputs],
             config,
             return_exceptions=return_exceptions,
         )
@@ -180,20 +248,33 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
         async for chunk in self._atransform_stream_with_config(input, self._ascreen_stream, config):
             yield chunk
 
-    def _screen_one(self, value: Any) -> Any:
-        (outcome,) = self.screen([value])
-        return passed(outcome).value
+    # What traces show of a value is no use here.
 
-    async def _ascreen_one(self, value: Any) -> Any:
-        (outcome,) = await self.ascreen([value])
-        return passed(outcome).value
+    def _screen_one(self, value: Any, shown: Any = None) -> Any:
+        (outcome,) = self._screen_all([value])
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def _screen_all(self, values: list[Any]) -> list[Any]:
-        outcomes = self.screen(values)
-        return [one if isinstance(one, ImageRefused) else one.value for one in outcomes]
+    async def _ascreen_one(self, value: Any, shown: Any = None) -> Any:
+        return await asyncio.to_thread(self._screen_one, value)
 
-    async def _ascreen_all(self, values: list[Any]) -> list[Any]:
+    def _screen_all(self, values: list[Any], shown: Any = None) -> list[Any]:
+        """What comes out of each: a value, or the exception that is to be raised."""
+        outcomes = zip(values, self.screen_requests(values), strict=True)
+        return [self._handed_on(value, outcome) for value, outcome in outcomes]
+
+    async def _ascreen_all(self, values: list[Any], shown: Any = None) -> list[Any]:
         return await asyncio.to_thread(self._screen_all, values)
+
+    def _handed_on(self, value: Any, outcome: Screened | ImageRefused) -> Any:
+        if isinstance(outcome, ImageRefused) or not outcome.refused:
+            return outcome if isinstance(outcome, ImageRefused) else outcome.value
+        verdicts = told_verdicts(value, outcome)
+        error = refusal_error(self.policy.refusal_for(verdicts), verdicts)
+        error.__cause__ = outcome.cause
+        error.add_note("ScreenImages(...).guard(model) gives the refusal as the model's answer.")
+        return error
 
     def _screen_stream(self, chunks: Iterator[Any]) -> Iterator[Any]:
         held = Held()
@@ -210,6 +291,49 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
                 yield ready
         if held.value is not None:
             yield await self._ascreen_one(held.value)
+
+
+def told_verdicts(request: Any, outcome: Screened) -> tuple[Verdict, ...]:
+    """The verdicts of this screening, or else those of the earlier step that refused."""
+    return outcome.verdicts or marked_verdicts(messages_of(request))
+
+
+def _turns(request: Any) -> tuple[list[BaseMessage], Any]:
+    """The turns that have an answer, and the rest; a request that is no conversation is the rest.
+
+    What cannot be read as messages is the rest as well, so that everything in it can refuse.
+    """
+    if isinstance(request, PromptValue):
+        messages = request.to_messages()
+    elif isinstance(request, list | tuple):
+        try:
+            messages = list(convert_to_messages(request))
+        except (ValueError, TypeError, KeyError, NotImplementedError):
+            return [], request
+    else:
+        return [], request
+    count = answered(messages)
+    return (messages[:count], messages[count:]) if count else ([], request)
+
+
+def _like(request: Any, messages: list[BaseMessage]) -> Any:
+    """Messages as the kind of request that they came in."""
+    if isinstance(request, ChatPromptValue):
+        return request.model_copy(update={"messages": messages})
+    if isinstance(request, PromptValue):
+        return ChatPromptValue(messages=messages)
+    return tuple(messages) if isinstance(request, tuple) else messages
+
+
+def without_raise(policy: Policy) -> Policy:
+    """The same policy, with refusals in place of exceptions."""
+
+    def quiet(rule: Any) -> Any:
+        if isinstance(rule, dict):
+            return {key: quiet(item) for key, item in rule.items()}
+        return "refuse" if rule == "raise" else rule
+
+    return Policy.model_validate(quiet(policy.model_dump()))
 
 
 def _is_model(runnable: Any) -> bool:

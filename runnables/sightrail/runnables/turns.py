@@ -28,7 +28,7 @@ from sightrail.guardrails.model.messages import Conversation, ImagePart, Part, T
 from sightrail.guardrails.policy import Surface
 from sightrail.guardrails.verdict import Verdict
 
-from .walk import surface_of
+from .walk import as_json, surface_of
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Answer
@@ -166,9 +166,18 @@ def _fields(
         **origin,
         "finish_reason": finish_reason,
         "refused": refused,
-        "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts],
+        "verdicts": as_json(verdicts),
     }
     return Fields(response_metadata=metadata, usage_metadata=usage)
+
+
+def with_verdicts(answer: Any, verdicts: Sequence[Verdict]) -> Any:
+    """An answer that tells, before its own, the verdicts on the pictures it was asked about."""
+    if not verdicts or not isinstance(answer, BaseMessage):
+        return answer
+    own = answer.response_metadata
+    told = [*as_json(verdicts), *own.get("verdicts", [])]
+    return answer.model_copy(update={"response_metadata": {**own, "verdicts": told}})
 
 
 def message(text: str, fields: Fields) -> AIMessage:

@@ -13,7 +13,7 @@ key ``"sightrail"`` of a dict.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from langchain_core.documents import Document
@@ -68,6 +68,8 @@ _ROLES: Final = frozenset({"human", "user", *_SURFACES})
 class Walk(walk.Walk):
     """One pass over one value of LangChain's."""
 
+    _in_message = False
+
     def __call__(self, value: Any) -> Any:
         """The value with every carrier replaced; a dict is a holder of its own."""
         if not isinstance(value, dict):
@@ -90,12 +92,25 @@ class Walk(walk.Walk):
 
     def _known(self, value: Any, depth: int, opaque: bool) -> Any:
         if isinstance(value, BaseMessage):
-            return self._holding(value, self._message, depth)
+            return self._inside(value, self._message, depth)
         if isinstance(value, Document):
-            return self._holding(value, self._document, depth)
+            return self._inside(value, self._document, depth)
         if isinstance(value, PromptValue):
             return self._prompt(value, depth)
         return NotImplemented
+
+    def _inside(self, holder: Any, look: Callable[[Any, int], Any], depth: int) -> Any:
+        """Look into a holder; a message says of the documents in its artifact what they say too.
+
+        Whoever goes by a message's mark looks at the message, not at what a retriever left in it.
+        """
+        outer, self._in_message = self._in_message, isinstance(holder, BaseMessage)
+        before = self._count
+        seen = self._holding(holder, look, depth)
+        self._in_message = outer
+        if outer:
+            self._loose += range(before, self._count)
+        return seen
 
     def _entry(self, key: Any, item: Any, depth: int, opaque: bool) -> Any:
         if _holds_blocks(key, item):
@@ -319,6 +334,12 @@ def marked_verdicts(messages: Iterable[Any]) -> tuple[Verdict, ...]:
     return tuple(verdict for marker in markers if marker for verdict in marker.verdicts)
 
 
+def as_json(verdicts: Iterable[Verdict]) -> list[dict[str, Any]]:
+    """Verdicts for metadata and records; risk maps stay with whoever asked the detector."""
+    left_out = {"risk_map", "timings_ms"}
+    return [verdict.model_dump(mode="json", exclude=left_out) for verdict in verdicts]
+
+
 def write_marker(holder: Any, verdicts: Sequence[Verdict], *, refused: bool) -> Any:
     """A copy of the message, document or dict with a marker; "refused" is never taken back."""
     if isinstance(holder, BaseMessage):
@@ -328,6 +349,16 @@ def write_marker(holder: Any, verdicts: Sequence[Verdict], *, refused: bool) -> 
         metadata = with_marker(holder.metadata, verdicts, refused=refused)
         return holder.model_copy(update={"metadata": metadata})
     return with_marker(holder, verdicts, refused=refused)
+
+
+def with_record(
+    holder: BaseMessage, verdicts: Sequence[Verdict], *, refused: bool = False
+) -> BaseMessage:
+    """A copy of a message whose marker says this and nothing else."""
+    marker = Marker(refused=refused, verdicts=tuple(verdicts)).to_json()
+    return holder.model_copy(
+        update={"additional_kwargs": {**holder.additional_kwargs, KEY: marker}}
+    )
 
 
 def messages_of(value: Any) -> list[BaseMessage]:

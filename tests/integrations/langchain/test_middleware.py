@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain.tools import tool
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
-from agent_helpers import agent, brain, calls, clock, image, photo, screenshot, statuses, user
-from chain_helpers import CLEAN, REMOTE, RISKY, BrokenDetector, RedDetector, find_pictures, text64
-from sightrail.guardrails import ConfigurationError, ImageRefused, Limits, Picture, Policy
+from agent_helpers import (
+    Adds,
+    agent,
+    assert_every_call_is_answered,
+    brain,
+    calls,
+    clock,
+    image,
+    photo,
+    pictures,
+    red_pixels,
+    run,
+    screenshot,
+    statuses,
+    user,
+)
+from chain_helpers import CLEAN, REMOTE, RISKY, BrokenDetector, RedDetector, text64
+from sightrail.guardrails import ConfigurationError, ImageRefused, Limits, Policy
 from sightrail.integrations.langchain import ImageGuardMiddleware
 from sightrail.runnables import read_marker
 
@@ -24,26 +37,6 @@ MODES = ["sync", "async"]
 
 def guarding(policy: Policy | None = None, detector: Any = None) -> ImageGuardMiddleware:
     return ImageGuardMiddleware(detector=detector or RedDetector(), policy=policy)
-
-
-async def run(app: Any, mode: str, *messages: Any, config: Any = None) -> Any:
-    request = {"messages": list(messages)}
-    return app.invoke(request, config) if mode == "sync" else await app.ainvoke(request, config)
-
-
-def pictures(value: Any) -> list[Picture]:
-    return [f.seen for f in find_pictures(value, Limits()) if isinstance(f.seen, Picture)]
-
-
-def red_pixels(value: Any) -> int:
-    arrays = [np.asarray(picture.image) for picture in pictures(value)]
-    return sum(int((array[..., 0] > 240).sum()) for array in arrays)
-
-
-def assert_every_call_is_answered(messages: list[BaseMessage]) -> None:
-    called = [c["id"] for m in messages if isinstance(m, AIMessage) for c in m.tool_calls]
-    answered = [m.tool_call_id for m in messages if isinstance(m, ToolMessage)]
-    assert sorted(answered) == sorted(called)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -161,26 +154,13 @@ async def test_the_tools_a_refused_answer_calls_are_not_run(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_other_middleware_adds_is_screened(mode: str) -> None:
-    class Adds(AgentMiddleware[Any, Any, Any]):
-        def wrap_model_call(self, request: ModelRequest[Any], handler: Any) -> Any:
-            return handler(self._more(request))
-
-        async def awrap_model_call(self, request: ModelRequest[Any], handler: Any) -> Any:
-            return await handler(self._more(request))
-
-        def _more(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-            system = SystemMessage([{"type": "text", "text": "a page"}, image(RISKY)])
-            return request.override(
-                system_message=system, messages=[*request.messages, user(RISKY, CLEAN)]
-            )
-
     model = brain("fine")
-    state = await run(agent(model, guarding(), Adds()), mode, user())
+    state = await run(agent(model, guarding(), Adds(RISKY, CLEAN)), mode, user())
     assert len(pictures(model.asked)) == 3
     assert red_pixels(model.asked) == 0
     assert statuses(state) == ["flagged", "flagged", "clean"]
     refusing = brain("never said")
-    state = await run(agent(refusing, guarding(REFUSE), Adds()), mode, user())
+    state = await run(agent(refusing, guarding(REFUSE), Adds(RISKY, CLEAN)), mode, user())
     assert refusing.asked == []
     assert state["messages"][-1].content.startswith("I am sorry")
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +16,16 @@ from langgraph.types import Command
 
 from agent_helpers import brain, statuses, user
 from chain_helpers import CLEAN, REMOTE, RISKY, BrokenDetector, RedDetector, find_pictures
-from sightrail.guardrails import Limits, Picture, Policy
+from sightrail.guardrails import ImageRefused, Limits, Picture, Policy
 from sightrail.integrations.langchain import GuardedState, ImageGuardNodes
 
 MODES = ["sync", "async"]
+
+
+def decided(kind: Any, **more: Any) -> dict[str, Any]:
+    return {"decisions": [{"type": kind, **more}]}
+
+
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 
 
@@ -51,8 +61,14 @@ async def test_a_person_sees_verdicts_and_no_pictures(mode: str) -> None:
     app = graph(model, ImageGuardNodes(RedDetector()))
     state = await run(app, mode, [user(CLEAN), user(RISKY)])
     (interrupt,) = state["__interrupt__"]
-    assert [record["verdict"]["category"] for record in interrupt.value["verdicts"]] == ["red"]
+    (request,) = interrupt.value["action_requests"]
+    assert request["args"]["message_id"] == state["messages"][1].id
+    assert [r["verdict"]["category"] for r in request["args"]["verdicts"]] == ["red"]
+    (config,) = interrupt.value["review_configs"]
+    assert config["action_name"] == request["name"]
+    assert config["allowed_decisions"] == ["approve", "edit", "reject", "respond"]
     assert find_pictures(interrupt.value, Limits()) == []
+    json.dumps(interrupt.value)
     assert model.asked == []
 
 
@@ -60,15 +76,25 @@ async def test_a_person_sees_verdicts_and_no_pictures(mode: str) -> None:
 @pytest.mark.parametrize(
     ("ruling", "answer", "sees_red"),
     [
-        ("allow", "a square", True),
-        ("enforce", "a square", False),
-        ("refuse", Policy().refusal, False),
-        ("whatever", Policy().refusal, False),
-        ({"ruling": "allow"}, Policy().refusal, False),
+        (decided("approve"), "a square", True),
+        (decided("edit"), "a square", False),
+        (decided("reject"), Policy().refusal, False),
+        (decided("reject", message="Not that one."), "Not that one.", False),
+        (decided("respond", message="A red square."), "A red square.", False),
+        (decided("respond"), Policy().refusal, False),
+        (decided("whatever"), Policy().refusal, False),
+        (decided(["approve"]), Policy().refusal, False),
+        ("approve", Policy().refusal, False),
+        ({"decisions": []}, Policy().refusal, False),
+        ({"decisions": [{"type": "approve"}] * 2}, Policy().refusal, False),
+        ({"decisions": "approve"}, Policy().refusal, False),
+        (["approve"], Policy().refusal, False),
     ],
     ids=str,
 )
-async def test_the_ruling_is_followed(mode: str, ruling: Any, answer: str, sees_red: bool) -> None:
+async def test_the_decision_is_followed(
+    mode: str, ruling: Any, answer: str, sees_red: bool
+) -> None:
     detector = RedDetector()
     model = brain("a square", "again")
     app = graph(model, ImageGuardNodes(detector))
@@ -85,11 +111,24 @@ async def test_the_ruling_is_followed(mode: str, ruling: Any, answer: str, sees_
 
 
 @pytest.mark.parametrize("mode", MODES)
+async def test_each_message_has_a_decision_of_its_own(mode: str) -> None:
+    model = brain("two")
+    app = graph(model, ImageGuardNodes(RedDetector()))
+    await run(app, mode, [user(RISKY, text="first"), user(RISKY, text="second")])
+    answer = {"decisions": [{"type": "edit"}, {"type": "approve"}]}
+    state = await run(app, mode, Command(resume=answer))
+    first, second, _ = state["messages"]
+    assert (red([first]), red([second])) == (False, True)
+    records = state["image_verdicts"][-2:]
+    assert [record["verdict"]["action"] for record in records] == ["mask", "allow"]
+
+
+@pytest.mark.parametrize("mode", MODES)
 async def test_enforcing_a_policy_that_refuses_refuses(mode: str) -> None:
     model = brain("never said")
     app = graph(model, ImageGuardNodes(RedDetector(), Policy(on_flagged="refuse")))
     await run(app, mode, [user(RISKY)])
-    state = await run(app, mode, Command(resume="enforce"))
+    state = await run(app, mode, Command(resume=decided("edit")))
     assert model.asked == []
     assert state["messages"][-1].response_metadata["refused"]
     assert not red(state["messages"])
@@ -137,14 +176,93 @@ async def test_monitor_passes_everything_and_records() -> None:
     assert statuses(state) == ["flagged"]
 
 
-async def test_review_goes_on_in_another_process() -> None:
+async def test_review_goes_on_with_another_guard() -> None:
     saver, model = InMemorySaver(), brain("a square")
     await run(graph(model, ImageGuardNodes(RedDetector()), saver), "sync", [user(RISKY)])
     other = graph(model, ImageGuardNodes(RedDetector()), saver)
-    state = await run(other, "sync", Command(resume="enforce"))
+    state = await run(other, "sync", Command(resume=decided("edit")))
     assert state["messages"][-1].content == "a square"
     assert not red(model.asked)
 
 
 def test_a_state_that_was_never_screened_is_refused() -> None:
     assert ImageGuardNodes(RedDetector()).decide({"messages": [user(RISKY)]}) == "refuse"
+
+
+@pytest.mark.parametrize("review", [True, False])
+async def test_raise_leaves_a_thread_that_goes_on(review: bool) -> None:
+    model = brain("four")
+    nodes = ImageGuardNodes(RedDetector(), Policy(on_flagged="raise"), review=review)
+    app = graph(model, nodes)
+    if review:
+        await run(app, "sync", [user(RISKY)])
+        state = await run(app, "sync", Command(resume=decided("edit")))
+        assert state["messages"][-1].response_metadata["refused"]
+    else:
+        with pytest.raises(ImageRefused) as caught:
+            await run(app, "sync", [user(RISKY)])
+        assert caught.value.verdicts[0].category == "red"
+    assert not red(app.get_state(THREAD).values["messages"])
+    state = await run(app, "sync", [user(text="2 + 2?")])
+    assert state["messages"][-1].content == "four"
+
+
+def test_names_and_place_in_the_graph_are_ones_own() -> None:
+    building = StateGraph(GuardedState)
+    building.add_node("screen", lambda state: {"messages": [user(RISKY)]})
+    building.add_node("reply", lambda state: {"messages": [AIMessage("ok")]})
+    building.set_entry_point("screen")
+    building.add_edge("reply", END)
+    nodes = ImageGuardNodes(
+        RedDetector(), review=False, answer="reply", after="screen", prefix="image_"
+    )
+    nodes.add_to(building)
+    state = building.compile().invoke({"messages": [user()]})
+    assert state["messages"][-1].response_metadata["refused"]
+    assert not red(state["messages"])
+
+
+PROCESS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.types import Command
+from agent_helpers import brain, user
+from chain_helpers import RISKY, RedDetector
+from sightrail.integrations.langchain import ImageGuardNodes
+from test_nodes import THREAD, decided, graph, red
+
+with SqliteSaver.from_conn_string(sys.argv[2]) as saver:
+    app = graph(brain("a square"), ImageGuardNodes(RedDetector()), saver)
+    if sys.argv[3] == "ask":
+        state = app.invoke({"messages": [user(RISKY)]}, THREAD)
+        assert state["__interrupt__"]
+    else:
+        assert app.get_state(THREAD).next == ("review",)
+        state = app.invoke(Command(resume=decided(sys.argv[3])), THREAD)
+        assert state["messages"][-1].content == sys.argv[4], state["messages"]
+        values = app.get_state(THREAD).values
+        assert not red(values["messages"])
+        assert not values["image_pending"]
+        actions = [record["verdict"]["action"] for record in values["image_verdicts"]]
+        assert actions[0] == "mask", actions
+print("done")
+"""
+
+
+def test_a_restart_in_the_middle_of_a_review(tmp_path: Path) -> None:
+    pytest.importorskip("langgraph.checkpoint.sqlite")
+    here = Path(__file__).parent
+
+    def process(*arguments: str) -> str:
+        """What an interpreter of its own says that shares nothing but the checkpoints."""
+        paths = [str(here.parents[1]), str(tmp_path / "threads.sqlite"), *arguments]
+        code = f"import sys; sys.path.insert(0, {str(here)!r})\n{PROCESS}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert process("ask").endswith("done\n")
+    assert process("edit", "a square").endswith("done\n")

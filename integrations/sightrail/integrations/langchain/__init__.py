@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from .callbacks import GuardrailCallbackHandler
     from .middleware import ImageGuardMiddleware
     from .nodes import GuardedState, ImageGuardNodes
-    from .records import ImageRecord
+    from .transcript import ImageRecord
 
 _HOME: Final = {
     "GuardedState": "nodes",
     "GuardrailCallbackHandler": "callbacks",
     "ImageGuardMiddleware": "middleware",
     "ImageGuardNodes": "nodes",
-    "ImageRecord": "records",
+    "ImageRecord": "transcript",
 }
 
 __all__ = [

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
-from sightrail.guardrails.carriers.loop import Screened, passed
+from sightrail.guardrails.carriers.carrier import KEY
+from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened, passed
+from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
 from sightrail.guardrails.verdict import Verdict
-from sightrail.runnables import ScreenImages
-from sightrail.runnables.walk import is_refused, marked_verdicts, read_marker
+from sightrail.runnables.screen_images import without_raise
+from sightrail.runnables.walk import (
+    LANGCHAIN,
+    answered,
+    as_json,
+    is_refused,
+    marked_verdicts,
+    read_marker,
+    with_record,
+)
+
+_LOOKED_AT: Final = (
+    *("type", "role", "content", "additional_kwargs", "artifact"),
+    *("tool_calls", "invalid_tool_calls"),
+)
+"""The fields of messages that screening looks into, and those that say where they came from."""
+
+_DEEPEST: Final = 200
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,14 @@ class SeenMessage:
 
     Attributes:
         message: what may travel on; the very object that came in if nothing had to change.
-        verdicts: one per picture; those on its marker if it was screened at an earlier step.
-        new: it was looked at now, and not at an earlier step.
+        verdicts: its record, one per picture: what was masked once stays recorded as masked.
+        found: what was found on it as it came.
+        new: the record says more than before.
     """
 
     message: BaseMessage
     verdicts: tuple[Verdict, ...] = ()
+    found: tuple[Verdict, ...] = ()
     new: bool = False
 
 
@@ -46,22 +66,18 @@ class SeenMessages:
         seen: one per message, in order.
         changed: the messages that have to be replaced, with the ids they had.
         refused: the policy refuses what is to be answered now.
+        refusal_verdicts: the verdicts on that.
     """
 
     seen: tuple[SeenMessage, ...]
     changed: tuple[BaseMessage, ...] = ()
     refused: bool = False
+    refusal_verdicts: tuple[Verdict, ...] = ()
 
     @property
     def messages(self) -> list[BaseMessage]:
         """The transcript that may travel on."""
         return [item.message for item in self.seen]
-
-    @property
-    def refusal_verdicts(self) -> tuple[Verdict, ...]:
-        """The verdicts on what is to be answered now, or just found."""
-        fresh = tuple(v for item in self.seen if item.new for v in item.verdicts)
-        return fresh or marked_verdicts(unanswered(self.messages))
 
 
 @dataclass(eq=False)
@@ -72,61 +88,98 @@ class MessageScreen:
     the next step: a masked picture would be masked twice and its verdict lost. The memory holds
     digests of this screen's own results, so no marker written by others is ever believed.
 
+    Where the policy says ``raise`` it refuses, and the verdict's action says ``raise``: whoever
+    screens raises when the transcript is safe (see ``transcript.raised_by``).
+
     Attributes:
         detector: see ``CachedDetector``; wrapped in one unless it is one.
         policy: what a verdict leads to.
         limits: what intake is willing to decode.
+        component: who screens, for traces and logs.
+        on_verdict: called with every verdict, in the thread that screens.
         max_items: messages to remember.
     """
 
     detector: Detector
     policy: Policy
     limits: Limits
+    component: str
+    on_verdict: OnVerdict | None = None
     max_items: int = 4096
-    _passed: OrderedDict[bytes, None] = field(default_factory=OrderedDict, init=False, repr=False)
+    _passed: OrderedDict[bytes, tuple[Verdict, ...]] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.detector, CachedDetector):
             self.detector = CachedDetector(self.detector)
-        self._screen = ScreenImages(detector=self.detector, policy=self.policy, limits=self.limits)
 
-    def __call__(self, messages: Sequence[BaseMessage]) -> SeenMessages:
+    def __call__(self, messages: Sequence[BaseMessage], *, all_open: bool = False) -> SeenMessages:
         """Screen a transcript with one call of the detector.
 
-        Refused is what screening refuses now, and what an earlier step of the chain marked as
-        refused and nobody has answered yet. A refusal that was answered is history: the picture is
-        gone, and the conversation may go on.
+        Refused is what screening refuses now in what is to be answered, and what an earlier step of
+        the chain marked as refused there. What turns before brought, and was refused, is taken out,
+        and the conversation may go on.
 
-        Raises:
-            ImageRefused: the policy's action is ``raise``.
+        Args:
+            messages: in order; nothing in them is changed.
+            all_open: all of them are to be answered, or are an answer themselves.
         """
-        known = [self._knows(message) for message in messages]
-        fresh = [message for message, is_known in zip(messages, known, strict=True) if not is_known]
-        outcomes = iter(self._screen.screen(fresh, together=True))
+        known = [self._known(message) for message in messages]
+        fresh = [message for message, found in zip(messages, known, strict=True) if found is None]
+        outcomes = iter(self._look(fresh))
         seen = tuple(
-            SeenMessage(message, _verdicts_on(message))
-            if is_known
-            else self._taken(message, passed(next(outcomes)))
-            for message, is_known in zip(messages, known, strict=True)
+            self._taken(message, next(outcomes))
+            if found is None
+            else SeenMessage(message, marked_verdicts([message]), found)
+            for message, found in zip(messages, known, strict=True)
         )
-        found = [v for item in seen if item.new for v in item.verdicts]
-        refuses = not self.policy.monitor and any(v.action == "refuse" for v in found)
+        start = 0 if all_open else answered(messages)
+        now = [
+            item
+            for number, item in enumerate(seen)
+            if number >= start or isinstance(item.message, SystemMessage)
+        ]
+        pairs = zip(seen, messages, strict=True)
         return SeenMessages(
             seen,
-            changed=tuple(
-                s.message for s, m in zip(seen, messages, strict=True) if s.message is not m
-            ),
-            refused=refuses or is_refused(unanswered(messages)),
+            changed=tuple(item.message for item, message in pairs if item.message is not message),
+            refused=is_refused(item.message for item in now),
+            refusal_verdicts=tuple(verdict for item in now for verdict in item.verdicts),
         )
 
-    def remember(self, message: BaseMessage) -> None:
+    @property
+    def loop(self) -> PictureLoop:
+        """What looks at pictures here."""
+        return PictureLoop(
+            (self.detector,),
+            self.policy,
+            self.limits,
+            LANGCHAIN,
+            component=self.component,
+            on_verdict=self.on_verdict,
+        )
+
+    def _look(self, messages: Sequence[BaseMessage]) -> list[Screened]:
+        """What comes out of each; refused with the action ``raise`` where that is asked for."""
+        outcomes = self.loop.screen(messages, together=True)
+        if not any(isinstance(outcome, ImageRefused) for outcome in outcomes):
+            return [passed(outcome) for outcome in outcomes]
+        quiet = replace(self.loop, policy=without_raise(self.policy), on_verdict=None)
+        pairs = zip(outcomes, quiet.screen(messages, together=True), strict=True)
+        return [
+            _raising(passed(second), first) if isinstance(first, ImageRefused) else first
+            for first, second in pairs
+        ]
+
+    def remember(self, message: BaseMessage, found: tuple[Verdict, ...] = ()) -> None:
         """Let this very message through from now on; for what screening itself has made."""
         key = message_key(message)
         if key is None:
             return
         with self._lock:
-            self._passed[key] = None
+            self._passed[key] = found
             if len(self._passed) > self.max_items:
                 self._passed.popitem(last=False)
 
@@ -140,32 +193,81 @@ class MessageScreen:
     def _taken(self, message: BaseMessage, screened: Screened) -> SeenMessage:
         if not screened.verdicts:
             return SeenMessage(message)
-        self.remember(screened.value)
-        return SeenMessage(screened.value, screened.verdicts, new=True)
+        self.remember(screened.value, screened.verdicts)
+        verdicts = marked_verdicts([screened.value])
+        new = verdicts != marked_verdicts([message])
+        return SeenMessage(screened.value, verdicts, screened.verdicts, new)
 
-    def _knows(self, message: BaseMessage) -> bool:
-        key = message_key(message)
+    def _known(self, message: BaseMessage) -> tuple[Verdict, ...] | None:
+        """What was found on a message that was let through; None for one that was not."""
+        key = message_key(message) if read_marker(message) else None  # the others say nothing yet
         with self._lock:
             if key is None or key not in self._passed:
-                return False
+                return None
             self._passed.move_to_end(key)
-            return True
+            return self._passed[key]
+
+
+def _raising(screened: Screened, raised: ImageRefused) -> Screened:
+    """A refused message whose verdicts say ``raise`` where the policy does."""
+    asked = as_json(verdict.taken("refuse") for verdict in raised.verdicts)
+
+    def action(verdict: Verdict) -> Verdict:
+        return verdict.taken("raise") if as_json([verdict])[0] in asked else verdict
+
+    verdicts = tuple(map(action, marked_verdicts([screened.value])))
+    told = with_record(screened.value, verdicts, refused=True)
+    return replace(screened, value=told, verdicts=tuple(map(action, screened.verdicts)))
 
 
 def message_key(message: BaseMessage) -> bytes | None:
     """A digest of everything in a message that screening looks at; None where there is none.
 
-    Ids are left out: LangGraph gives a tool's message its id after it has been screened.
+    Different values never look alike: each part says its type and its length. Ids are left out:
+    LangGraph gives a tool's message its id after it has been screened. So are markers, which
+    another guard may have written since; one that is more than a marker is not left out.
     """
-    content = [
-        *(message.type, message.content, message.additional_kwargs),
-        getattr(message, "artifact", None),
-    ]
+    digest = blake2b(digest_size=32)
+    fields = {name: getattr(message, name, None) for name in _LOOKED_AT}
+    extra = message.additional_kwargs
+    if read_marker(message) is not None and not LANGCHAIN.carriers(extra[KEY]):
+        fields["additional_kwargs"] = {key: extra[key] for key in extra if key != KEY}
     try:
-        text = json.dumps(content, default=_bytes_as_text)
-    except (TypeError, ValueError, RecursionError):
-        return None  # an artifact of any other kind: screened at every step
-    return blake2b(text.encode(), digest_size=32).digest()
+        _feed(digest.update, list(fields.values()), 0)
+    except TypeError:
+        return None  # something of another kind: screened at every step
+    return digest.digest()
+
+
+def _feed(put: Callable[[bytes], None], value: Any, depth: int) -> None:
+    """Write a value down.
+
+    Raises:
+        TypeError: it, or something in it, is no JSON, no bytes and no document, or lies too deep.
+    """
+    kind = type(value)
+    if depth > _DEEPEST:
+        raise TypeError("too deep")
+    if kind in (list, tuple, dict):
+        items = [part for pair in value.items() for part in pair] if kind is dict else value
+        put(f"{kind.__name__}:{len(items)};".encode())
+        for item in items:
+            _feed(put, item, depth + 1)
+        return
+    if kind is Document:
+        put(b"Document;")
+        return _feed(put, [value.page_content, value.metadata], depth + 1)
+    if kind is str:
+        data = value.encode("utf-8", "surrogatepass")
+    elif kind is bytes:
+        data = value
+    elif kind in (type(None), bool, int, float):
+        data = repr(value).encode()
+    else:
+        raise TypeError(f"{kind.__name__} has no digest")
+    put(f"{kind.__name__}:{len(data)};".encode())
+    put(data)
+    return None
 
 
 def unanswered(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -176,17 +278,6 @@ def unanswered(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return list(messages)
 
 
-def _verdicts_on(message: BaseMessage) -> tuple[Verdict, ...]:
-    marker = read_marker(message)
-    return marker.verdicts if marker else ()
-
-
-def _bytes_as_text(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"bytes": value.hex()}
-    raise TypeError(f"{type(value).__name__} has no digest")
-
-
 def screen_result(result: Any, screen: MessageScreen) -> Any:
     """The same result with its pictures screened; ids and tool call ids stay.
 
@@ -194,7 +285,7 @@ def screen_result(result: Any, screen: MessageScreen) -> Any:
     messages into the state is looked at before the model is called.
     """
     if isinstance(result, ToolMessage):
-        return screen([result]).messages[0]
+        return screen([result], all_open=True).messages[0]
     if isinstance(result, list):
         return [screen_result(item, screen) for item in result]
     if isinstance(result, Command) and isinstance(result.update, dict):

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, NotRequired, TypedDict
 
-from langchain_core.messages import AnyMessage, BaseMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
 
+from sightrail.guardrails.carriers.loop import OnVerdict
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
-from sightrail.runnables.walk import marked_verdicts
+from sightrail.runnables.screen_images import without_raise
+from sightrail.runnables.walk import marked_verdicts, with_record
 
 from .message_screen import MessageScreen, SeenMessages, unanswered
-from .records import ImageRecord, records_of
-from .transcript import refusal
+from .transcript import ImageRecord, raised_by, records_of, refusal
 
 Decision = Literal["pass", "review", "refuse"]
-Ruling = Literal["allow", "enforce", "refuse"]
+ReviewDecision = Literal["approve", "edit", "reject", "respond"]
 
-_QUESTION: Final = "The policy does not let these pictures pass as they are. What is to be done?"
-_RULINGS: Final[tuple[Ruling, ...]] = ("allow", "enforce", "refuse")
+_ACTION: Final = "show_images"
+_DECISIONS: Final[tuple[ReviewDecision, ...]] = ("approve", "edit", "reject", "respond")
 
 
 class GuardedState(TypedDict):
@@ -51,22 +52,35 @@ class ImageGuardNodes:
 
     ``screen`` looks and records, and changes no picture. Then it goes on to `answer` when
     everything may pass as it is, else to ``review`` (to ``refuse`` without `review`). ``review``
-    interrupts to ask a person, showing verdicts and no pictures, and goes by what they say:
-    "allow" to `answer` with the pictures as they came, "enforce" to ``enforce``, which carries the
-    policy out before it goes to `answer`, and anything else to ``refuse``.
+    interrupts to ask a person in the words of LangChain's ``HumanInTheLoopMiddleware``, showing
+    verdicts and no pictures: an action request for each message with such pictures, named
+    ``show_images``, and it takes ``{"decisions": [...]}`` with one decision each:
 
-    Each distinct picture is looked at once. Where people are asked the graph needs a checkpointer,
-    and its checkpoints hold the pictures until the decision. What a person allowed is asked about
-    again by a process that has not seen it yet: nothing in a transcript proves who wrote it.
+    - ``{"type": "approve"}``: the model gets the pictures of this message as they came.
+    - ``{"type": "edit"}``: the policy is carried out on them first (masked, dropped ...).
+    - ``{"type": "reject", "message": ...}``: no model is asked; the message, or else the policy's
+      refusal, is the answer.
+    - ``{"type": "respond", "message": ...}``: no model is asked; the message is the answer.
+
+    Whatever is not of this form rejects. What was not approved is in no later state: it is masked
+    or taken out before the graph goes on or ends. Checkpoints from before the decision hold it.
+
+    Each distinct picture is looked at once. Where people are asked the graph needs a checkpointer;
+    another process may take up the review. What a person approved is asked about again by a process
+    that has not seen the decision: nothing in a transcript proves who wrote it.
 
     In asynchronous graphs LangGraph runs these nodes in worker threads.
 
     Attributes:
         detector: has ``screen(images) -> list[Verdict]``.
-        policy: what a verdict leads to.
+        policy: what a verdict leads to. Where it says ``raise``, a node ``raise`` ends the run with
+            ``ImageRefused`` after the transcript was made safe.
         limits: what intake is willing to decode.
         review: whether a person is asked.
         answer: the name of the node that answers.
+        after: the name of the node behind which pictures are screened; the graph's beginning.
+        prefix: goes before the names of the nodes, where a graph has such names of its own.
+        on_verdict: called with every verdict, in the thread that screens.
     """
 
     detector: Detector
@@ -74,30 +88,41 @@ class ImageGuardNodes:
     limits: Limits = field(default_factory=Limits)
     review: bool = True
     answer: str = "answer"
+    after: str = START
+    prefix: str = ""
+    on_verdict: OnVerdict | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.detector, CachedDetector):
             self.detector = CachedDetector(self.detector)
+        name = type(self).__name__
         watching = self.policy.model_copy(update={"monitor": True})
-        self._watch = MessageScreen(self.detector, watching, self.limits)
-        self._enforce = MessageScreen(self.detector, self.policy, self.limits)
+        self._watch = MessageScreen(self.detector, watching, self.limits, name, self.on_verdict)
+        self._enforce = MessageScreen(self.detector, self.policy, self.limits, name)
 
     def add_to(self, graph: StateGraph[Any, Any, Any, Any]) -> None:
-        """Add the nodes, with ``screen`` as the graph's beginning.
+        """Add the nodes, ``screen`` behind the node `after`.
 
         Args:
             graph: has the keys of ``GuardedState`` and a node named `answer`, now or later.
         """
-        graph.add_node("screen", self.screen)
-        graph.add_node("refuse", self.refuse)
-        graph.add_edge(START, "screen")
-        graph.add_edge("refuse", END)
-        routes: dict[Hashable, str] = {"pass": self.answer, "refuse": "refuse"}
+        screen, review, refuse, error = (
+            f"{self.prefix}{name}" for name in ("screen", "review", "refuse", "raise")
+        )
+        graph.add_node(screen, self.screen)
+        graph.add_node(refuse, self.refuse)
+        graph.add_edge(self.after, screen)
+        routes: dict[Hashable, str] = {"pass": self.answer, "refuse": refuse}
         if self.review:
-            graph.add_node("review", self.ask, destinations=(self.answer, "enforce", "refuse"))
-            graph.add_node("enforce", self.enforce, destinations=(self.answer, END))
-            routes["review"] = "review"
-        graph.add_conditional_edges("screen", self.decide, routes)
+            graph.add_node(review, self.ask, destinations=(self.answer, END))
+            routes["review"] = review
+        graph.add_conditional_edges(screen, self.decide, routes)
+        if self.policy == without_raise(self.policy):
+            graph.add_edge(refuse, END)
+        else:
+            graph.add_node(error, self.raise_refusal)
+            graph.add_edge(refuse, error)
+            graph.add_edge(error, END)
 
     def screen(self, state: GuardedState) -> dict[str, Any]:
         """Look at every picture in the messages; record, and change no picture."""
@@ -106,10 +131,7 @@ class ImageGuardNodes:
         return {
             "messages": list(seen.changed),
             "image_verdicts": [
-                record
-                for item in seen.seen
-                if item.new
-                for record in records_of(item.message, item.verdicts)
+                record for item in seen.seen if item.new for record in self._records(item.message)
             ],
             "image_pending": [str(message.id) for message in pending],
             "image_decision": self._decision(pending, seen.refused),
@@ -120,29 +142,78 @@ class ImageGuardNodes:
         return state.get("image_decision", "refuse")
 
     def ask(self, state: GuardedState) -> Command[Any]:
-        """Interrupt for a person's ruling and go where it leads."""
+        """Interrupt for a person's decisions and carry them out."""
         pending = _pending_in(state)
-        records = [r for m in pending for r in records_of(m, marked_verdicts([m]))]
-        ruling = interrupt({"question": _QUESTION, "rulings": list(_RULINGS), "verdicts": records})
-        ways = {"allow": self.answer, "enforce": "enforce"}
-        return Command(goto=ways.get(ruling, "refuse") if isinstance(ruling, str) else "refuse")
-
-    def enforce(self, state: GuardedState) -> Command[Any]:
-        """Carry the policy out on the pending messages; refuse where it says so."""
-        seen = self._carried_out(state)
-        if not seen.refused:
-            return Command(goto=self.answer, update={"messages": list(seen.changed)})
-        ending = refusal(self.policy, seen.refusal_verdicts)
-        return Command(goto=END, update={"messages": [*seen.changed, ending]})
+        requests = [
+            {
+                "name": _ACTION,
+                "args": {"message_id": message.id, "verdicts": self._records(message)},
+                "description": "; ".join(v.summary() for v in marked_verdicts([message])),
+            }
+            for message in pending
+        ]
+        config = {"action_name": _ACTION, "allowed_decisions": list(_DECISIONS)}
+        resumed = interrupt({"action_requests": requests, "review_configs": [config]})
+        decisions = _decisions(resumed, len(pending))
+        kinds = {decision["type"] for decision in decisions}
+        if kinds & {"reject", "respond"}:
+            return self._ended(pending, decisions)
+        approved = [
+            self._approved(message)
+            for message, decision in zip(pending, decisions, strict=True)
+            if decision["type"] == "approve"
+        ]
+        ids = {message.id for message in approved}
+        seen = self._carried_out([message for message in pending if message.id not in ids])
+        if seen.refused:
+            return self._goto(END, [*seen.changed, refusal(self.policy, seen.refusal_verdicts)])
+        return self._goto(self.answer, [*seen.changed, *approved])
 
     def refuse(self, state: GuardedState) -> dict[str, Any]:
         """Take out what the policy does not allow and answer with its refusal."""
-        seen = self._carried_out(state)
+        seen = self._carried_out(_pending_in(state))
         verdicts = marked_verdicts(seen.messages or unanswered(state["messages"]))
         return {"messages": [*seen.changed, refusal(self.policy, verdicts)]}
 
-    def _carried_out(self, state: GuardedState) -> SeenMessages:
-        seen = self._enforce(_pending_in(state))
+    def raise_refusal(self, state: GuardedState) -> None:
+        """Raise what the policy asks for.
+
+        Raises:
+            ImageRefused: the refusal that was answered with says so.
+        """
+        if error := raised_by(state["messages"][-1]):
+            raise error
+
+    def _records(self, message: BaseMessage) -> list[ImageRecord]:
+        return records_of(type(self).__name__, message, marked_verdicts([message]))
+
+    def _ended(
+        self, pending: Sequence[BaseMessage], decisions: Sequence[dict[str, Any]]
+    ) -> Command[Any]:
+        """The end that a person decided on, nothing of what was pending in it."""
+        seen = self._carried_out(pending)
+        said = [d["message"] for d in decisions if d["type"] == "respond"]
+        rejected = [decision for decision in decisions if decision["type"] == "reject"]
+        ending = AIMessage("\n".join(said))
+        if rejected or not said:
+            ending = refusal(self.policy, seen.refusal_verdicts)
+            why = "\n".join(decision.get("message") or "" for decision in rejected).strip()
+            ending = ending.model_copy(update={"content": why}) if why else ending
+        return self._goto(END, [*seen.changed, ending])
+
+    def _goto(self, node: str, messages: Sequence[BaseMessage]) -> Command[Any]:
+        records = [record for message in messages for record in self._records(message)]
+        update = {"messages": list(messages), "image_verdicts": records, "image_pending": []}
+        return Command(goto=node, update=update)
+
+    def _approved(self, message: BaseMessage) -> BaseMessage:
+        """A message whose record says that its pictures were let through."""
+        allowed = with_record(message, [v.taken("allow") for v in marked_verdicts([message])])
+        self._watch.remember(allowed)
+        return allowed
+
+    def _carried_out(self, pending: Sequence[BaseMessage]) -> SeenMessages:
+        seen = self._enforce(pending, all_open=True)
         for message in seen.changed:  # or the next turn would look at masked pictures anew
             self._watch.remember(message)
         return seen
@@ -157,7 +228,7 @@ class ImageGuardNodes:
             item.message
             for item in seen.seen
             if (item.new or id(item.message) in open_ids)
-            and any(verdict.action != "allow" for verdict in item.verdicts)
+            and any(verdict.action != "allow" for verdict in item.found)
         ]
 
     def _decision(self, pending: list[BaseMessage], refused: bool) -> Decision:
@@ -173,3 +244,22 @@ def _pending_in(state: GuardedState) -> list[BaseMessage]:
     wanted = state.get("image_pending")
     messages: list[BaseMessage] = list(state["messages"])
     return [m for m in messages if wanted is None or str(m.id) in wanted]
+
+
+def _decisions(resumed: Any, count: int) -> list[dict[str, Any]]:
+    """A person's decisions, one a message; all of them reject where these are not any."""
+    given = resumed.get("decisions") if isinstance(resumed, dict) else None
+    if isinstance(given, list) and len(given) == count and all(map(_is_decision, given)):
+        return given
+    return [{"type": "reject"}] * count
+
+
+def _is_decision(given: Any) -> bool:
+    if not isinstance(given, dict) or given.get("type") not in _DECISIONS:
+        return False
+    message = given.get("message")
+    return (
+        isinstance(message, str)
+        if given["type"] == "respond"
+        else message is None or (isinstance(message, str))
+    )
