@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from .concepts import ALL_NAMES, CATEGORY_OF
-from .backgrounds import draw_background
+from .scenes import draw_background
 from .splits import Split
 from .sprites import sprite
 
