@@ -24,11 +24,6 @@ _lock: Final = threading.Lock()
 """PDFium is not thread-safe, whichever document it works on."""
 
 
-def starts_like_pdf(data: bytes) -> bool:
-    """Whether bytes are a PDF. One behind other bytes is not: those may be a picture's."""
-    return data.startswith(b"%PDF")
-
-
 def render_pages(data: bytes, limits: Limits) -> list[Image.Image]:
     """Every page as RGB, drawn on white with its annotations and forms.
 

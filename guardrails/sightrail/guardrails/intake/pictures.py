@@ -28,7 +28,7 @@ from .arrays import array_size, from_array
 from .fetch import fetch
 from .files import path_of, read_file
 from .limits import Limits
-from .pdf import render_pages, starts_like_pdf
+from .pdf import render_pages
 from .remote import RemotePolicy
 
 PictureSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -160,7 +160,7 @@ def decode_bytes(data: bytes, limits: Limits) -> Picture:
         raise ImageError.because("empty", "it holds no bytes")
     if len(data) > limits.max_bytes:
         raise ImageError.because("too_large", f"more than {limits.max_bytes} bytes")
-    if starts_like_pdf(data):
+    if data.startswith(b"%PDF"):  # behind other bytes it may be a picture's
         return _of_views(render_pages(data, limits), limits)
     try:
         opened = Image.open(io.BytesIO(data), formats=_FORMATS)
