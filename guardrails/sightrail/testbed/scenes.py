@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from .concepts import ALL_NAMES, CATEGORY_OF
-from .scenes import draw_background
 from .splits import Split
 from .sprites import sprite
 

@@ -24,7 +24,6 @@ from ..progress import Progress
 from .artifacts import Artifact, Manifest, identify
 from .contract import FitData
 from .memory import Budget, Resources, in_pieces
-from .run import Checkpoint
 
 if TYPE_CHECKING:
     from ..model import LocalLVLM
