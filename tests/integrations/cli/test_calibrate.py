@@ -10,6 +10,8 @@ import pytest
 
 from cli_helpers import json_verdicts, run_cli
 from sightrail.guardrails import RiskDetector
+from sightrail.guardrails.evidence import Evidence
+from sightrail.testbed.fit_data import draw_examples
 from sightrail.testbed.scenes import draw_objects, draw_words
 from sightrail.testbed.splits import SPLITS
 
@@ -112,3 +114,62 @@ def test_attacks_bound_what_is_missed(benign: Path, tmp_path: Path) -> None:
 
 def test_pictures_or_a_check_have_to_be_named() -> None:
     assert run_cli("calibrate", "--encoder", "testbed").exit_code == 64
+
+
+# What decides on requests
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("requests") / "mine.jsonl"
+    examples = draw_examples({"text": 4, "benign_text": 24}, split="calibration", seed=2)
+    lines = [{"text": e.text, "label": "harmful" if e.harmful else "benign"} for e in examples]
+    for number, line in enumerate(lines):
+        line["text"] += " " * number  # every request once
+    file.write_text("\n".join(map(json.dumps, lines)))
+    return file
+
+
+@pytest.mark.parametrize("stack", ["casa", "moras"])
+def test_the_threshold_of_a_guardrail_on_requests(
+    stack: str, requests: Path, tmp_path: Path
+) -> None:
+    asked = ("calibrate", requests, "--model", "testbed", "--stack", stack)
+    run = run_cli(
+        *(*asked, "--source", "two dozen questions", "--false-alarms", 0.2, "--out", tmp_path)
+    )
+    assert run.exit_code == 0, run.output
+    assert "two dozen questions; n=" in run.stdout
+    assert "of attacks like the 4 given" in run.stdout
+    again = ("calibrate", "--model", "testbed", "--stack", stack, f"--{stack}", tmp_path)
+    checked = run_cli(*again, "--check", requests)
+    assert checked.exit_code == 0, checked.output
+    assert "Nothing speaks against" in checked.stdout
+
+
+def test_one_decision_from_all_evidence_is_fitted_to_a_model(
+    requests: Path, tmp_path: Path
+) -> None:
+    run = run_cli(
+        *("calibrate", requests, "--model", "testbed", "--stack", "casa+moras"),
+        *("--source", "questions", "--false-alarms", 0.3, "--bound", "mean", "--out", tmp_path),
+    )
+    assert run.exit_code == 0, run.output
+    evidence = Evidence.from_pretrained(tmp_path)
+    assert set(evidence.weights) == {"casa", "moras"}
+    assert evidence.base is not None
+    assert evidence.threshold.source.startswith("questions; n=")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--model", "testbed"),
+        ("--stack", "casa"),
+        ("--model", "testbed", "--stack", "casa+moras", "--check", "x.jsonl"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_calibrated_is_wrong_usage(wrong: tuple[str, ...], requests: Path) -> None:
+    run = run_cli("calibrate", requests, "--source", "x", *wrong)
+    assert run.exit_code == 64, run.output

@@ -9,21 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from .batches import screen_files
-from .consoles import printable, progress, stderr, stdout
-from .errors import CLEAN, FLAGGED, NOT_INSPECTED
+from .calibrate_requests import Deciding, Promise, show_drift, show_threshold
+from .consoles import printable, progress, stderr
+from .errors import CLEAN, NOT_INSPECTED
 from .files import find_files
 from .models import load_detector
 
 if TYPE_CHECKING:
     from sightrail.guardrails import RiskDetector
 
-Promise = Literal["confidence", "mean"]
+_PICTURES_OUT = "screening.json"
+_REQUESTS_OUT = "calibrated"
 
 
 def calibrate(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Pictures without unsafe content, and folders of them."),
+        typer.Argument(
+            help="Pictures without unsafe content, and folders of them; with --model, files of "
+            "labelled requests as for fit."
+        ),
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="What these pictures are; every verdict will say so.")
@@ -37,7 +42,7 @@ def calibrate(
     ] = 0.01,
     confidence: Annotated[float, typer.Option(help="Of that promise.")] = 0.95,
     bound: Annotated[
-        Promise,
+        Literal["confidence", "mean"],
         typer.Option(help="With that confidence, or on average over calibrations alone."),
     ] = "confidence",
     attacks: Annotated[
@@ -46,46 +51,86 @@ def calibrate(
     ] = None,
     check: Annotated[
         list[Path] | None,
-        typer.Option(help="Instead: are these benign pictures like those of --settings? Repeat."),
+        typer.Option(
+            help="Instead: are these benign pictures like those of --settings (with --model: these "
+            "requests like those of the artifact)? Repeat."
+        ),
     ] = None,
     settings: Annotated[
         Path | None, typer.Option(dir_okay=False, help="What a calibration wrote, for --check.")
     ] = None,
-    out: Annotated[Path, typer.Option(dir_okay=False, help="Where the settings go.")] = Path(
-        "screening.json"
-    ),
+    model: Annotated[
+        str | None, typer.Option(help="Instead of pictures: what this model's guardrails decide.")
+    ] = None,
+    stack: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model: casa or moras; or parts joined by +, such as screen+read+casa, for "
+            "one decision from all their evidence."
+        ),
+    ] = None,
+    moras: Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")] = None,
+    casa: Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"Where it goes: {_PICTURES_OUT}, or the folder {_REQUESTS_OUT}."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
 ) -> None:
     """Fit the decision threshold to pictures of the kind that will be screened.
 
     1 % at 95 % confidence needs 299 pictures, 99 on average; with fewer, the message says what can
     be promised. Use the result with `sightrail screen --settings FILE`, or put it beside the
-    encoder's weights as screening.json. Exit status: 0; 1 when --check finds other pictures than
-    those of the calibration; 2 when some pictures could not be read and do not count; 69 too few
-    pictures, or the encoder cannot be loaded; 74 the file cannot be written.
+    encoder's weights as screening.json. With --model it is the threshold of CASA or MoRAS on
+    requests, or that of one decision from all evidence, and an artifact is written. Exit status: 0;
+    1 when --check finds others than those of the calibration; 2 when some pictures could not be
+    read and do not count; 69 too few, or something cannot be loaded; 74 the file cannot be written.
     """
+    deciding = None
+    if model is not None and stack is not None:
+        named = {"moras": moras, "casa": casa}
+        given = {kind: folder for kind, folder in named.items() if folder is not None}
+        deciding = Deciding(model, stack, given, encoder, device)
+    elif model is not None or stack is not None:
+        raise typer.BadParameter("--model and --stack go together.")
     if check:
-        raise typer.Exit(_check(load_detector(encoder, device, settings=settings), check))
+        status = (
+            _check(load_detector(encoder, device, settings=settings), check)
+            if deciding is None
+            else deciding.check(check)
+        )
+        raise typer.Exit(status)
     if not paths or source is None:
-        raise typer.BadParameter("Name pictures and say what they are (--source), or use --check.")
+        raise typer.BadParameter("Name files and say what they are (--source), or use --check.")
+    promise = Promise(false_alarms, confidence if bound == "confidence" else None, source)
+    if deciding is not None:
+        deciding.calibrate(paths, promise, out or Path(_REQUESTS_OUT))
+        raise typer.Exit(CLEAN)
     detector = load_detector(encoder, device)
+    raise typer.Exit(_fit(detector, paths, attacks or [], promise, out or Path(_PICTURES_OUT)))
+
+
+def _fit(
+    detector: RiskDetector,
+    paths: Iterable[Path],
+    attacks: Iterable[Path],
+    promise: Promise,
+    out: Path,
+) -> int:
+    """Fit the threshold on pictures and write the settings; the exit status."""
     benign, unread = _scores(detector, paths)
-    labelled, unread_attacks = _scores(detector, attacks or [])
+    labelled, unread_attacks = _scores(detector, attacks)
     fitted = detector.settings.with_calibration(
         benign,
-        false_alarms=false_alarms,
-        confidence=confidence if bound == "confidence" else None,
-        source=source,
+        false_alarms=promise.false_alarms,
+        confidence=promise.confidence,
+        source=promise.source,
         attacks=labelled,
     )
     out.write_text(fitted.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    threshold = fitted.thresholds().picture
-    stdout().print(f"threshold {threshold.value:.4f} ({threshold.source})", markup=False)
-    if threshold.missed is not None:
-        told = f"of attacks like the {len(labelled)} given, at most {threshold.missed:.1%} missed"
-        stdout().print(told, markup=False)
+    show_threshold(fitted.thresholds().picture, len(labelled))
     stderr().print(f"settings: {printable(out)}", markup=False)
-    raise typer.Exit(NOT_INSPECTED if unread + unread_attacks else CLEAN)
+    return NOT_INSPECTED if unread + unread_attacks else CLEAN
 
 
 def _scores(detector: RiskDetector, paths: Iterable[Path]) -> tuple[list[float], int]:
@@ -110,20 +155,5 @@ def _check(detector: RiskDetector, paths: Iterable[Path]) -> int:
     known = detector.settings.thresholds()
     scores, unread = _scores(detector, paths)
     drift = check_drift(known.benign, scores, known.picture)
-    lines = [
-        f"scores: largest distance {drift.statistic:.3f}, p = {drift.p_value:.3g} "
-        f"({len(known.benign)} pictures of the calibration, {drift.n} new ones)",
-        f"flagged: {drift.flagged:.2%} of the new ones",
-    ]
-    if drift.alarm_p_value is not None:
-        lines[-1] += (
-            f", promised at most {known.picture.false_alarms:.2%} (p = {drift.alarm_p_value:.3g})"
-        )
-    lines.append(
-        "These pictures are not like those of the calibration: calibrate anew on such pictures."
-        if drift.drifted
-        else "Nothing speaks against the calibration."
-    )
-    for line in lines:
-        stdout().print(line, markup=False)
-    return NOT_INSPECTED if unread else FLAGGED if drift.drifted else CLEAN
+    status = show_drift(drift, known.picture, len(known.benign))
+    return NOT_INSPECTED if unread else status
