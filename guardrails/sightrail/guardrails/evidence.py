@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -26,6 +26,7 @@ from .model.messages import Conversation, ImagePart, Messages, read_messages
 from .model.pipeline import screen_conversation
 from .model.preprocessing import seen_by
 from .model.stack import build_stack
+from .model.stopping import in_thread
 from .policy import Policy
 from .verdict import Action, NotInspected, Threshold, Verdict
 
@@ -306,6 +307,10 @@ class JointDecision:
     def chat(self, messages: Messages, **options: Any) -> Answer:
         """Answer one conversation; as ``LocalLVLM.chat``."""
         return self.batch([messages], **options)[0]
+
+    async def achat(self, messages: Messages, **options: Any) -> Answer:
+        """`chat` in a thread of its own."""
+        return await in_thread(partial(self.chat, messages, **options))
 
     def batch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
         """Answer several conversations; as ``LocalLVLM.batch``.

@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from sightrail.guardrails import LocalLVLM, Picture, RiskDetector, Verdict, read_picture
 from sightrail.guardrails.embedded import TESTBED
@@ -27,10 +27,12 @@ from sightrail.guardrails.evaluation.archive import ArchivedPicture
 from sightrail.guardrails.evaluation.judge import REFUSED
 from sightrail.guardrails.evaluation.sources import Benchmark
 from sightrail.guardrails.evaluation.stacks import (
+    Blind,
     Supplies,
     artifacts_for,
-    build_stack,
     calibration_for,
+    guarded,
+    screens,
 )
 
 from .cli.judges import judge_named
@@ -102,13 +104,10 @@ class SightrailAPI(ModelAPI):
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config)
         looking = encoder or (TESTBED if model_name == TESTBED else None)
-        screens = {"screen", "guardalign", "all"} & set(stack.split("+"))
-        detector: Any = RiskDetector.from_pretrained(looking) if screens else _Blind()
-        supplies = Supplies(
-            detector, artifacts_for(model_name, cast(Any, artifacts)), calibration_for(model_name)
-        )
-        guards = build_stack(stack, supplies)
-        self.lvlm = LocalLVLM.from_pretrained(model_name, guardrails=guards)
+        detector = RiskDetector.from_pretrained(looking) if screens(stack) else Blind()
+        kept = artifacts_for(model_name, artifacts)
+        supplies = Supplies(detector, kept, calibration_for(model_name), looking)
+        self.lvlm = guarded(stack, LocalLVLM.from_pretrained(model_name), supplies)
         self.draw = draw
 
     async def generate(
@@ -146,13 +145,6 @@ class SightrailAPI(ModelAPI):
             ),
             metadata={"refused": answer.refused, "verdicts": _lean(answer.verdicts)},
         )
-
-
-class _Blind:
-    """Stands where a stack screens nothing."""
-
-    def screen(self, images: Sequence[Any], /) -> list[Verdict]:
-        raise AssertionError("this stack screens nothing")
 
 
 @task

@@ -35,6 +35,7 @@ from .stacks import (
     BARE,
     SEEN_PICTURES,
     Artifacts,
+    Blind,
     Guarded,
     Supplies,
     artifacts_for,
@@ -186,7 +187,7 @@ class _AtWork:
     ) -> None:
         self.model, self.encoder, self.names, self.found = model, encoder, names, found
         self.loading = loading
-        supplies = Supplies(_Nothing(), found, calibration_for(model), encoder)
+        supplies = Supplies(Blind(), found, calibration_for(model), encoder)
         for name in names:  # an unknown part is told before anything is loaded
             joint_evidence(supplies) if name == ALL else build_stack(name, supplies)
 
@@ -224,13 +225,6 @@ class _AtWork:
     def _built(self, detector: Detector) -> dict[str, Guarded]:
         supplies = Supplies(detector, self.found, calibration_for(self.model), self.encoder)
         return {name: guarded(name, self.bare, supplies) for name in self.names}
-
-
-class _Nothing:
-    """A detector that is never asked."""
-
-    def screen(self, images: Sequence[Any], /) -> list[Any]:
-        raise AssertionError("this detector looks at nothing")
 
 
 class _Task:

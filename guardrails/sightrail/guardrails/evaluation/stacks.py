@@ -49,6 +49,23 @@ def calibration_for(model: str) -> AttentiveCalibration:
     return chosen
 
 
+class Blind:
+    """A detector for stacks that do not screen."""
+
+    def screen(self, images: Sequence[Any], /) -> list[Any]:
+        """Look at nothing.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError("this detector looks at nothing")
+
+
+def screens(stack: str) -> bool:
+    """Whether a stack needs the detector that screens, which takes seconds to load."""
+    return bool({"screen", "guardalign", "cascade", ALL} & {*stack.split("+")})
+
+
 @dataclass(frozen=True)
 class Supplies:
     """What stacks are made from: the detector that screens, artifacts, the calibration, and what

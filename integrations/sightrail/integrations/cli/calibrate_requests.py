@@ -80,12 +80,12 @@ class Deciding:
 
     def _guard(self) -> Casa | Moras:
         from sightrail.guardrails import Casa, Moras
-        from sightrail.guardrails.evaluation.stacks import Supplies, artifacts_for
+        from sightrail.guardrails.evaluation.stacks import Blind, Supplies, artifacts_for
 
         if self.stack not in ("casa", "moras"):
             raise typer.BadParameter("--check takes --stack casa or --stack moras.")
         kind = Casa if self.stack == "casa" else Moras
-        named = Supplies(_Blind(), artifacts_for(self.model, self.artifacts))
+        named = Supplies(Blind(), artifacts_for(self.model, self.artifacts))
         return kind.from_pretrained(named.artifact("casa" if kind is Casa else "moras"))
 
     def _one(self, examples: Sequence[Example], promise: Promise, out: Path) -> Threshold | None:
@@ -105,16 +105,18 @@ class Deciding:
 
         from sightrail.guardrails import Policy
         from sightrail.guardrails.evaluation.stacks import (
+            Blind,
             Supplies,
             artifacts_for,
             build_stack,
             calibration_for,
+            screens,
         )
         from sightrail.guardrails.evidence import Evidence
         from sightrail.guardrails.fitting import identify
 
-        screens = {"screen", "guardalign", "cascade"} & {*self.stack.split("+")}
-        detector: Any = load_detector(self.encoder, self.device) if screens else _Blind()
+        looks = screens(self.stack)
+        detector: Any = load_detector(self.encoder, self.device) if looks else Blind()
         supplies = Supplies(
             detector,
             artifacts_for(self.model, self.artifacts),
@@ -142,13 +144,6 @@ class Deciding:
         )
         evidence.save_pretrained(out)
         return evidence.threshold
-
-
-class _Blind:
-    """A detector for stacks that do not screen."""
-
-    def screen(self, images: Sequence[Any], /) -> list[Any]:
-        raise AssertionError("this detector looks at nothing")
 
 
 def show_threshold(threshold: Threshold | None, attacks: int) -> None:

@@ -14,6 +14,7 @@ from sightrail.guardrails.evaluation.stacks import (
     artifacts_for,
     build_stack,
     calibration_for,
+    screens,
 )
 
 from .wire import OpenAIWalk
@@ -76,9 +77,8 @@ def _supplies(settings: ServerSettings) -> Supplies:
     from sightrail.guardrails.screening.settings import ScreeningSettings
 
     own = None if settings.screening is None else ScreeningSettings.from_file(settings.screening)
-    screens = {"screen", "guardalign"} & {*settings.stack.split("+")}
     detector: Any = None  # an encoder takes seconds to load, and not every stack has one
-    if screens:
+    if screens(settings.stack):
         made = RiskDetector.from_pretrained(
             settings.encoder, settings=own, limits=settings.limits, device=settings.device
         )
