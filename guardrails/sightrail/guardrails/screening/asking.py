@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ImageError
+from ..intake import Limits, Picture, PictureSource, read_picture
+from ..verdict import Verdict
 
 if TYPE_CHECKING:
-    from ..intake import Picture
-    from ..verdict import Box, Verdict
+    from ..verdict import Box
 
 
 class Detector(Protocol):
@@ -64,3 +65,11 @@ def checked_detector(detector: Any) -> Detector:
         )
     valid: Detector = detector
     return valid
+
+
+def decoded(image: PictureSource | Picture, limits: Limits) -> Picture | Verdict:
+    """The picture, decoded unless it was; the verdict on one that cannot be."""
+    try:
+        return image if isinstance(image, Picture) else read_picture(image, limits)
+    except ImageError as error:
+        return Verdict.uninspected(error.reason, error.detail)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from ..guarantees import ALARMS, CONFIDENCE, conformal_p_value, guaranteed_threshold
+from ..intake import Picture, PictureSource
 from ..verdict import Threshold, Verdict
 from .asking import Detector
 
@@ -64,6 +66,45 @@ class Calibration(BaseModel):
         if score is None:
             return 1.0 if self.benign else None
         return conformal_p_value(score, self.benign)
+
+
+class OnOneScale:
+    """A detector, as a dataclass, whose scores have a single scale that a threshold lies on."""
+
+    calibration: Calibration | None
+
+    def calibrate(
+        self,
+        benign: Iterable[PictureSource | Picture],
+        *,
+        false_alarms: float = ALARMS,
+        confidence: float | None = CONFIDENCE,
+        source: str,
+        attacks: Iterable[PictureSource | Picture] = (),
+    ) -> Self:
+        """This detector with a threshold that promises how many benign pictures it will flag.
+
+        As `RiskDetector.calibrate`. A picture in which there was nothing to score (no text) counts
+        as the least risky one. A judge that only says yes or no has two scores, and then no
+        threshold is better than its own.
+
+        Raises:
+            ConfigurationError: too few for this promise, or it is not possible.
+        """
+        itself = cast(Any, self)
+        fitted = Calibration.fit(
+            itself,
+            benign,
+            false_alarms=false_alarms,
+            confidence=confidence,
+            source=source,
+            attacks=attacks,
+        )
+        return cast(Self, replace(itself, calibration=fitted))
+
+    def p_value(self, score: float | None) -> float | None:
+        """How often a benign picture scores this high; None where nothing was calibrated."""
+        return None if self.calibration is None else self.calibration.p_value(score)
 
 
 def scores_of(detector: Detector, images: Iterable[Any]) -> Iterator[float | None]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, Self
 
 from ..carriers.loop import ask
-from ..errors import ConfigurationError, ImageError
+from ..errors import ConfigurationError
 from ..guarantees import ALARMS, CONFIDENCE, guaranteed_threshold
-from ..intake import Limits, Picture, PictureSource, read_picture
+from ..intake import Limits, Picture, PictureSource
 from ..verdict import Region, Threshold, Verdict
-from .asking import Detector, checked_detector, shown_to, wants_request
+from .asking import Detector, checked_detector, decoded, shown_to, wants_request
 from .calibration import scores_of
 
 __all__ = ["Band", "Cascade", "Together"]
@@ -75,7 +75,7 @@ class Cascade:
         Returns:
             One verdict a picture, in order.
         """
-        taken = _take(images, self.limits)
+        taken = [decoded(image, self.limits) for image in images]
         found = _asked(self.first, taken)
         unsure = [i for i, verdict in enumerate(found) if self._is_unsure(verdict)]
         pictures = [picture for i in unsure if isinstance(picture := taken[i], Picture)]
@@ -199,23 +199,12 @@ class Together:
         Returns:
             One verdict a picture, in order.
         """
-        taken = _take(images, self.limits)
+        taken = [decoded(image, self.limits) for image in images]
         found = [_asked(detector, taken) for detector in self.detectors]
         return [_merged(verdicts) for verdicts in zip(*found, strict=True)]
 
 
 # What both do
-
-
-def _take(images: Iterable[PictureSource | Picture], limits: Limits) -> list[Picture | Verdict]:
-    """Pictures, decoded once for all; the verdict on one that cannot be."""
-    taken: list[Picture | Verdict] = []
-    for image in images:
-        try:
-            taken.append(image if isinstance(image, Picture) else read_picture(image, limits))
-        except ImageError as error:
-            taken.append(Verdict.uninspected(error.reason, error.detail))
-    return taken
 
 
 def _asked(detector: Detector, taken: Sequence[Picture | Verdict]) -> list[Verdict]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..deadline import check_time
-from ..errors import ConfigurationError, ImageError
+from ..errors import ConfigurationError
 from ..guarantees import ALARMS, CONFIDENCE, conformal_p_value
-from ..intake import Limits, Picture, PictureSource, read_picture
+from ..intake import Limits, Picture, PictureSource
 from ..verdict import Box, FrozenDict, Verdict
+from .asking import decoded
 from .concepts import ConceptBank
 from .encoder import Encoder, load_encoder
 from .looking import Look, Looker, Looking, View, find_all_regions, risk_of, views_of
@@ -208,7 +209,9 @@ class RiskDetector:
     def _scores(self, images: Iterable[PictureSource | Picture]) -> list[float]:
         """The risk of every picture that can be read; a few are in memory at once."""
         scores: list[float] = []
-        read = (item for item in map(self._read, images) if isinstance(item, Picture))
+        read = (
+            item for image in images if isinstance(item := decoded(image, self.limits), Picture)
+        )
         while part := list(islice(read, _SCORED_TOGETHER)):
             views = [view for i, picture in enumerate(part) for view in self._views(i, picture)]
             highest = [-np.inf] * len(part)
@@ -286,7 +289,7 @@ class RiskDetector:
         for image in images:
             check_time()
             started = time.perf_counter()
-            read = self._read(image)
+            read = decoded(image, self.limits)
             if isinstance(read, Picture):
                 pixels += sum(view.width * view.height for view in read.views)
             part.append(_Read(read, 1000 * (time.perf_counter() - started)))
@@ -317,14 +320,6 @@ class RiskDetector:
             )
             for i, read in enumerate(part)
         ]
-
-    def _read(self, image: PictureSource | Picture) -> Picture | Verdict:
-        if isinstance(image, Picture):
-            return image
-        try:
-            return read_picture(image, self.limits)
-        except ImageError as error:
-            return Verdict.uninspected(error.reason, error.detail)
 
     def _views(self, owner: int, picture: Picture) -> list[View]:
         grid = self.encoder.token_grid if self._looking.patches != "crops" else (1, 1)

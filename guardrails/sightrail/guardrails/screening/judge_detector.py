@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Final, Self
+from typing import Final
 
 from PIL import Image
 from pydantic import PositiveInt, TypeAdapter, ValidationError
 
-from ..errors import ConfigurationError, ImageError
-from ..guarantees import ALARMS, CONFIDENCE
-from ..intake import Limits, Picture, PictureSource, read_picture
+from ..errors import ConfigurationError
+from ..intake import Limits, Picture, PictureSource
 from ..judging.judges import Judge, JudgeCase
 from ..judging.profiles import Judged
 from ..verdict import NotInspected, Threshold, Verdict
-from .calibration import Calibration
+from .asking import decoded
+from .calibration import Calibration, OnOneScale
 from .looking import renderings
 
 __all__ = ["JudgeDetector"]
@@ -28,7 +28,7 @@ _COUNT: Final = TypeAdapter(PositiveInt)
 
 
 @dataclass(frozen=True, eq=False)
-class JudgeDetector:
+class JudgeDetector(OnOneScale):
     """Asks a judge model about every picture.
 
     It has the interface of every detector. It says whether a picture is harmful, and not where, so
@@ -92,7 +92,7 @@ class JudgeDetector:
             One verdict a picture, in order.
         """
         started = time.perf_counter()
-        taken = [self._take(image) for image in images]
+        taken = [decoded(image, self.limits) for image in images]
         cases = [self._cases(item) if isinstance(item, Picture) else [] for item in taken]
         opinions = iter(self.judge.judge([case for own in cases for case in own]))
         timings = {"judge": 1000 * (time.perf_counter() - started)}
@@ -104,41 +104,6 @@ class JudgeDetector:
             )
             for item, own in zip(taken, cases, strict=True)
         ]
-
-    def calibrate(
-        self,
-        benign: Iterable[PictureSource | Picture],
-        *,
-        false_alarms: float = ALARMS,
-        confidence: float | None = CONFIDENCE,
-        source: str,
-        attacks: Iterable[PictureSource | Picture] = (),
-    ) -> Self:
-        """This detector with a threshold on the judge's score; see RiskDetector.calibrate.
-
-        It orders pictures where the judge gives probabilities; a judge that only says yes or no has
-        two scores, and then no threshold is better than its own.
-
-        Raises:
-            ConfigurationError: too few for this promise, or it is not possible.
-        """
-        fitted = Calibration.fit(
-            self,
-            benign,
-            false_alarms=false_alarms,
-            confidence=confidence,
-            source=source,
-            attacks=attacks,
-        )
-        return replace(self, calibration=fitted)
-
-    def _take(self, image: PictureSource | Picture) -> Picture | Verdict:
-        if isinstance(image, Picture):
-            return image
-        try:
-            return read_picture(image, self.limits)
-        except ImageError as error:
-            return Verdict.uninspected(error.reason, error.detail)
 
     def _cases(self, picture: Picture) -> list[JudgeCase]:
         text = picture.request if self.with_request and picture.request else None
@@ -167,7 +132,7 @@ class JudgeDetector:
             guardrail=NAME,
             category=worst.category,
             score=worst.score,
-            p_value=self.calibration.p_value(worst.score) if self.calibration else None,
+            p_value=self.p_value(worst.score),
             threshold=limit,
             scores=scores,
             measures={"from_probabilities": sum(j.from_probabilities for j in found) / len(found)},

@@ -6,16 +6,16 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from ...errors import ConfigurationError, ImageError
-from ...guarantees import ALARMS, CONFIDENCE
-from ...intake import Limits, Picture, PictureSource, read_picture
+from ...errors import ConfigurationError
+from ...intake import Limits, Picture, PictureSource
 from ...verdict import Box, NotInspected, Region, RiskMap, Threshold, Verdict
-from ..calibration import Calibration
+from ..asking import decoded
+from ..calibration import Calibration, OnOneScale
 from ..looking import placed, renderings
 from . import READING
 from .engines import Budget, OcrEngine, RapidOcr
@@ -67,7 +67,7 @@ class _Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class TextInPicture:
+class TextInPicture(OnOneScale):
     """Reads what is written in pictures and lets a reader judge it.
 
     Has the interface of every detector, so it stands wherever `RiskDetector` may, alone or beside
@@ -132,7 +132,7 @@ class TextInPicture:
             MissingDependencyError: the engine is not installed.
         """
         started = time.perf_counter()
-        taken = [self._take(image) for image in images]
+        taken = [decoded(image, self.limits) for image in images]
         seen = [self._see(item) if isinstance(item, Picture) else _Seen() for item in taken]
         read = time.perf_counter()
         judged = judge_texts(self.reader, [item.lines for item in seen], self._limit.value)
@@ -144,43 +144,9 @@ class TextInPicture:
             for item, own, risk in zip(taken, seen, judged, strict=True)
         ]
 
-    def calibrate(
-        self,
-        benign: Iterable[PictureSource | Picture],
-        *,
-        false_alarms: float = ALARMS,
-        confidence: float | None = CONFIDENCE,
-        source: str,
-        attacks: Iterable[PictureSource | Picture] = (),
-    ) -> Self:
-        """This detector with a threshold that promises how many benign pictures it will flag.
-
-        As RiskDetector.calibrate; a picture without text counts as the least risky one with text.
-
-        Raises:
-            ConfigurationError: too few for this promise, or it is not possible.
-        """
-        fitted = Calibration.fit(
-            self,
-            benign,
-            false_alarms=false_alarms,
-            confidence=confidence,
-            source=source,
-            attacks=attacks,
-        )
-        return replace(self, calibration=fitted)
-
     @property
     def _limit(self) -> Threshold:
         return self.calibration.threshold if self.calibration else self.reader.threshold
-
-    def _take(self, image: PictureSource | Picture) -> Picture | Verdict:
-        if isinstance(image, Picture):
-            return image
-        try:
-            return read_picture(image, self.limits)
-        except ImageError as error:
-            return Verdict.uninspected(error.reason, error.detail)
 
     # Reading
 
@@ -232,7 +198,7 @@ class TextInPicture:
             guardrail=READING,
             category=_riskiest(judged.scores),
             score=score,
-            p_value=self.calibration.p_value(score) if self.calibration else None,
+            p_value=self.p_value(score),
             threshold=limit,
             scores=judged.scores,
             measures={
