@@ -9,6 +9,7 @@ import pytest
 
 from sightrail.guardrails import RiskDetector
 from sightrail.guardrails.errors import ArtifactError, ConfigurationError
+from sightrail.guardrails.evaluation.items import Item
 from sightrail.guardrails.evaluation.stacks import (
     DEFAULT_STACKS,
     Supplies,
@@ -16,6 +17,7 @@ from sightrail.guardrails.evaluation.stacks import (
     build_stack,
     calibration_for,
 )
+from sightrail.guardrails.evaluation.tally import Tally
 from sightrail.guardrails.prefix import AttentiveCalibration
 from sightrail.testbed.prefix import CALIBRATION
 
@@ -98,3 +100,19 @@ def test_reading_and_judges_are_stacks(embedded: Supplies, detector: RiskDetecto
     for name in ("judge", "cascade"):
         with pytest.raises(ConfigurationError, match="JudgeDetector"):
             build_stack(name, elsewhere)
+
+
+def test_what_a_cascade_hands_on_is_counted() -> None:
+    tally = Tally("cascade")
+    for number, looked in enumerate([[0.0], [1.0], [0.0, 1.0], []]):
+        item = Item(str(number), ("benign", "all"), "x", False)
+        verdicts = [{"status": "clean", "measures": {"escalated": value}} for value in looked]
+        tally.escalate(item, {"verdicts": verdicts})
+    tally.escalate(Item("x", ("benign",), "x", False), {"verdicts": [{"status": "clean"}]})
+    (row,) = tally.rows()
+    assert (row.metric, row.group, row.value, row.n) == (
+        "escalated",
+        "benign",
+        pytest.approx(2 / 3),
+        3,
+    )

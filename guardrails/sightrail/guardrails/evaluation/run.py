@@ -28,7 +28,6 @@ from .detection import detection_rows
 from .folder import RunFolder, as_judgement, as_record
 from .items import Item, Source
 from .judge import Judge, KeywordJudge
-from .ledger import Ledger
 from .report import EvalReport, Row
 from .stacks import (
     ALL,
@@ -85,9 +84,10 @@ def evaluate(
         judge: of the answers; None takes the source's exact one for the testbed model, keywords
             for any other.
         stacks: names such as "bare", "prefix", "screen", "prefix+screen"; None for all that can be
-            made. "bare" is always measured: the ratios need it.
-        artifacts: of the defences that are fitted to a model ("moras", "casa", "davsp"); the
-            testbed has its own.
+            made. "bare" is always measured: the ratios need it. "all" is one decision from all
+            evidence.
+        artifacts: of the defences that are fitted to a model ("moras", "casa", "davsp"), and of the
+            "evidence" behind "all"; the testbed has its own.
         n: of the testbed: requests a group, and scenes of either kind a group.
         seed: of the draws.
         split: which part of the testbed's world they are drawn from.
@@ -109,31 +109,14 @@ def evaluate(
     found = artifacts_for(model, artifacts)
     names = list(dict.fromkeys([BARE, *(stacks or default_stacks(found, encoder))]))
     at_work = _AtWork(model, encoder, names, found, loading or {})
-    about = {
-        "model": model,
-        "encoder": encoder,
-        "source": source.name,
-        "items": len(source),
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "calibration": str(calibration_for(model)),
-        "artifacts": {kind: str(place) for kind, place in found.items()},
-        "loading": {name: str(value) for name, value in (loading or {}).items()},
-    }
+    parts = [*([_LOOK] if detection else []), *names]
     with _kept(folder) as where:
-        run = RunFolder(where, about)
+        run = RunFolder(where, _about(at_work, source, seed, max_new_tokens))
         timed = _timed_items(source) if timing else []
         looks = detection * (len(source) + source.labelled * 3 // 2)
         tick = _Counter(progress, len(names) * len(source) + looks + len(timed))
-        judgements = run.judgements(judge.name)
-        parts = [*([_LOOK] if detection else []), *names]
-        _work(_Task(run, judgements, source, judge, parts, at_work, max_new_tokens, tick))
-        rows, unjudged = _count(run, judgements, source, parts)
-        if detection and source.labelled:
-            rows += run.rows_once("detection", lambda: at_work.detection(source, tick))
-        if len(timed) > 1:
-            rows += run.rows_once("timing", lambda: at_work.timing(timed, tick))
-        tick.finish()
+        task = _Task(run, source, judge, parts, at_work, max_new_tokens, tick)
+        rows, unjudged = _measured(task, timed)
         report = EvalReport(
             model=model,
             encoder=encoder,
@@ -148,6 +131,35 @@ def evaluate(
         )
         run.keep(report)
     return report
+
+
+def _about(at_work: _AtWork, source: Source, seed: int, most: int) -> dict[str, Any]:
+    """What decides about the answers of a run."""
+    return {
+        "model": at_work.model,
+        "encoder": at_work.encoder,
+        "source": source.name,
+        "items": len(source),
+        "seed": seed,
+        "max_new_tokens": most,
+        "calibration": str(calibration_for(at_work.model)),
+        "artifacts": {kind: str(place) for kind, place in at_work.found.items()},
+        "loading": {name: str(value) for name, value in at_work.loading.items()},
+    }
+
+
+def _measured(task: _Task, timed: Sequence[Item]) -> tuple[list[Row], Counter[str]]:
+    """Every row of the report, and why answers could not be judged."""
+    _work(task)
+    rows, unjudged = _count(task)
+    if _LOOK in task.parts and task.source.labelled:
+        rows += task.run.rows_once(
+            "detection", lambda: task.at_work.detection(task.source, task.tick)
+        )
+    if len(timed) > 1:
+        rows += task.run.rows_once("timing", lambda: task.at_work.timing(timed, task.tick))
+    task.tick.finish()
+    return rows, unjudged
 
 
 @contextmanager
@@ -233,7 +245,6 @@ class _Task:
     def __init__(
         self,
         run: RunFolder,
-        judgements: Ledger,
         source: Source,
         judge: Judge,
         parts: Sequence[str],
@@ -241,7 +252,8 @@ class _Task:
         most: int,
         tick: _Counter,
     ) -> None:
-        self.run, self.judgements, self.source, self.judge = run, judgements, source, judge
+        self.run, self.source, self.judge = run, source, judge
+        self.judgements = run.judgements(judge.name)
         self.parts, self.at_work, self.most, self.tick = parts, at_work, most, tick
         self.ticked: set[str] = set()
 
@@ -305,21 +317,20 @@ def _work(task: _Task) -> None:
         task.judgements.refresh()
 
 
-def _count(
-    run: RunFolder, judgements: Ledger, source: Source, parts: Sequence[str]
-) -> tuple[list[Row], Counter[str]]:
+def _count(task: _Task) -> tuple[list[Row], Counter[str]]:
     """Every row, and why answers could not be judged."""
-    tallies = {part: Tally(SCREEN if part == _LOOK else part) for part in parts}
+    tallies = {part: Tally(SCREEN if part == _LOOK else part) for part in task.parts}
     unjudged: Counter[str] = Counter()
-    for number, items in enumerate(chunked(source.items())):
-        for part in parts:
+    for number, items in enumerate(chunked(task.source.items())):
+        for part in task.parts:
             block = block_name(number, part)
+            answers = task.run.answers.read(block)
             if part == _LOOK:
-                for item, record in zip(items, run.answers.read(block), strict=True):
+                for item, record in zip(items, answers, strict=True):
                     tallies[part].look(item, record)
                 continue
-            answers = run.answers.read(block)
-            for item, answer, record in zip(items, answers, judgements.read(block), strict=True):
+            judged_as = task.judgements.read(block)
+            for item, answer, record in zip(items, answers, judged_as, strict=True):
                 tallies[part].add(item, as_judgement(record))
                 tallies[part].escalate(item, answer)
                 unjudged[record["why"]] += bool(record["why"])

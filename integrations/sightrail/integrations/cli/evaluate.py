@@ -9,6 +9,7 @@ import typer
 
 from .consoles import printable, progress, stderr, stdout
 from .judges import judge_named
+from .models import Device, DeviceMap, Dtype, Quantization
 from .tables import report_tables
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def evaluate(
     moras: Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")] = None,
     casa: Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")] = None,
     davsp: Annotated[str | None, typer.Option(help="Folder of a DAVSP artifact.")] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(help="Folder of what calibrate --stack wrote, for the stack all."),
+    ] = None,
     n: Annotated[
         int | None,
         typer.Option(min=1, help="Scenes per cell (200); of a benchmark, at most so many items."),
@@ -66,10 +71,10 @@ def evaluate(
         bool, typer.Option("--judge-pictures", help="Show the judge model the pictures too.")
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 48,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto, balanced ...")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
     timing: Annotated[bool, typer.Option(help="Measure time against the bare model.")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write the report here.")
@@ -92,7 +97,7 @@ def evaluate(
             source=_source(benchmark, n, seed),
             judge=judged_by,
             stacks=stack or None,
-            artifacts=_named(moras=moras, casa=casa, davsp=davsp),
+            artifacts=_named(moras=moras, casa=casa, davsp=davsp, evidence=evidence),
             n=200 if n is None else n,
             seed=seed,
             split=split,
@@ -107,10 +112,14 @@ def evaluate(
             ),
         )
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        stderr().print(f"report: {printable(json_file)}", markup=False)
+        _write(report, json_file)
     _show(report)
+
+
+def _write(report: EvalReport, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    stderr().print(f"report: {printable(file)}", markup=False)
 
 
 def _show(report: EvalReport) -> None:
