@@ -11,12 +11,22 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sightrail.guardrails import LocalLVLM, RiskDetector, ScreeningSettings
+from sightrail.guardrails import (
+    JudgeDetector,
+    Lexicon,
+    LocalJudge,
+    LocalLVLM,
+    RiskDetector,
+    ScreeningSettings,
+    TextInPicture,
+)
 from sightrail.guardrails.doctor import Finding, examine
+from sightrail.guardrails.judging import judge_profile as generic_profile
 from sightrail.guardrails.model import doorway
 from sightrail.guardrails.model.preprocessing import padded_to_square
 from sightrail.guardrails.model.prompt import PromptBuilder
 from sightrail.integrations.cli.app import app
+from sightrail.testbed.picture_judge import judge_profile
 from tiny_models import fresh
 
 #: What tiny models lack: tools in their templates, and tokens to spare.
@@ -121,3 +131,19 @@ def test_the_command_gives_json_and_its_status() -> None:
     assert told["model"] == "testbed"
     assert {"check", "status", "detail", "remedy"} == set(told["findings"][0])
     assert done.exit_code == int(any(f["status"] == "does not hold" for f in told["findings"]))
+
+
+def test_reader_and_judge_are_tried_where_they_are_given() -> None:
+    model, processor = fresh("llava")
+    judge = JudgeDetector(LocalJudge.from_pretrained("testbed", judge_profile("object")))
+    found = {
+        f.check: f
+        for f in examine(LocalLVLM(model, processor), reader=TextInPicture(), judge=judge)
+    }
+    assert (found["reading"].status, found["judge"].status) == ("ok", "ok")
+    assert "words read, flagged and clean" in found["reading"].detail
+    babbling = JudgeDetector(LocalJudge(model, processor, generic_profile("yes-no")))
+    deaf = TextInPicture(reader=Lexicon.default().without("illegal_activity"))
+    broken = {f.check: f for f in examine(LocalLVLM(model, processor), reader=deaf, judge=babbling)}
+    assert broken["reading"].status == broken["judge"].status == "does not hold"
+    assert "calibrate" in broken["judge"].remedy

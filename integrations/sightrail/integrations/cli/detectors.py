@@ -42,16 +42,16 @@ class Wanted:
         judge_loading: how a local judge is loaded beside that, as ``load_model`` takes it.
     """
 
-    encoder: str | None
-    device: str | None
-    limits: Limits
-    settings: Path | None
-    seen_at: tuple[int, ...]
-    read: bool
-    judge: str | None
-    judge_model: str
-    judge_profile: str
-    judge_band: tuple[float, float] | None
+    encoder: str | None = None
+    device: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    settings: Path | None = None
+    seen_at: tuple[int, ...] = ()
+    read: bool = False
+    judge: str | None = None
+    judge_model: str = "default"
+    judge_profile: str = "yes-no"
+    judge_band: tuple[float, float] | None = None
     dtype: str | None = None
     judge_loading: Mapping[str, Any] = field(default_factory=dict)
 

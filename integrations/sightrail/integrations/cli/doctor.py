@@ -11,8 +11,10 @@ import typer
 from rich.table import Table
 
 from .consoles import stdout
+from .detectors import Wanted, build_detector
 from .errors import CLEAN, FLAGGED
 from .models import load_detector, load_model
+from .screen import JudgeModel, JudgeNamed, JudgeProfile
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Picture
@@ -30,6 +32,9 @@ def doctor(
     pictures: Annotated[
         Path | None, typer.Option(help="A folder of your own benign pictures.", exists=True)
     ] = None,
+    judge: JudgeNamed = None,
+    judge_model: JudgeModel = "default",
+    judge_profile: JudgeProfile = "yes-no",
     as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
@@ -41,6 +46,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Examine a model: line by line what holds, what does not, and what to do about it."""
+    from sightrail.guardrails import TextInPicture
     from sightrail.guardrails.doctor import examine  # loads torch
 
     how: dict[str, Any] = {
@@ -52,7 +58,13 @@ def doctor(
     }
     lvlm = load_model(model, device=device, **how)
     detector = None if encoder is None else load_detector(encoder, device)
-    findings = examine(lvlm, detector, _own_pictures(pictures))
+    asked = None
+    if judge is not None:
+        asked = build_detector(
+            Wanted(judge=judge, judge_model=judge_model, judge_profile=judge_profile)
+        )
+    own = _own_pictures(pictures)
+    findings = examine(lvlm, detector, own, reader=TextInPicture(), judge=asked)
     if as_json:
         typer.echo(json.dumps({"model": model, "findings": [asdict(f) for f in findings]}))
     else:
