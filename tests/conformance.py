@@ -106,7 +106,7 @@ def llama_index() -> Table | None:
 
     def look(value: Any) -> str:
         detector = RedDetector()
-        return cell(ImageScreen(detector).screen([value])[0], detector)
+        return cell(ImageScreen(detector, limits=llama.HERE).screen([value])[0], detector)
 
     def said(block: Any, role: str) -> Any:
         message = ChatMessage(role=role, content="see")
@@ -128,7 +128,13 @@ def llama_index() -> Table | None:
         nodes |= {f"{key} (unseen)": make for key, (_, make) in llama.UNSEEN_NODES.items()}
         for key, make in nodes.items():
             rows[key] = {"retrieved": look(answered(make(RISKY, folder)))}
-    return Table("LlamaIndex", "Blocks in chat messages and retrieved nodes.", rows)
+        for key, make in llama.VALUES.items():
+            rows[key] = {"by itself": look(make(RISKY, folder))}
+    intro = (
+        "Blocks in chat messages, retrieved nodes, and other values, through `ImageScreen`. Files "
+        "may be named of one folder; `elsewhere` is outside of it."
+    )
+    return Table("LlamaIndex", intro, rows)
 
 
 class SeenDetector(RedDetector):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from llama_index.core.base.llms.types import (
     DocumentBlock,
     ImageBlock,
     TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
     VideoBlock,
 )
 from llama_index.core.schema import (
@@ -26,14 +31,18 @@ from llama_index.core.schema import (
     MediaResource,
     Node,
     NodeWithScore,
+    QueryBundle,
     TextNode,
 )
+from llama_index.core.workflow import Event, StopEvent
 from PIL import Image
 
 from chain_helpers import REMOTE, data_url, text64
-from sightrail.guardrails import ImageError, Picture, read_picture
+from sightrail.guardrails import ImageError, Limits, Picture, read_picture
 
 Make = Callable[[bytes, Path], Any]
+HERE = Limits(folders=(Path(tempfile.gettempdir()),))
+"""Files of tests may be named; no others."""
 
 
 class HologramBlock(BaseContentBlock):
@@ -70,6 +79,18 @@ BLOCKS: dict[str, Make] = {
     ),
     "TextBlock data url": lambda data, _: TextBlock(text=data_url(data)),
     "TextBlock base64": lambda data, _: TextBlock(text=text64(data)),
+    "TextBlock markdown": lambda data, _: TextBlock(text=f"see ![it]({data_url(data)}) here"),
+    "TextBlock HTML": lambda data, _: TextBlock(text=f'<p><img src="{data_url(data)}"></p>'),
+    "TextBlock JSON": lambda data, _: TextBlock(text=json.dumps({"id": 7, "shot": text64(data)})),
+    "ToolCallBlock": lambda data, _: ToolCallBlock(
+        tool_name="f", tool_kwargs={"n": 1, "page": [{"html": f"<img src={data_url(data)}>"}]}
+    ),
+    "ToolCallBlock text": lambda data, _: ToolCallBlock(
+        tool_name="f", tool_kwargs=json.dumps({"image": text64(data)})
+    ),
+    "ThinkingBlock": lambda data, _: ThinkingBlock(content=f"I saw {data_url(data)} there"),
+    "DocumentBlock picture": lambda data, _: DocumentBlock(data=data, title="a"),
+    "ImageBlock file url": lambda data, folder: ImageBlock(url=file_of(data, folder).as_uri()),
 }
 """Name -> a block that carries the picture of these bytes."""
 
@@ -92,6 +113,12 @@ NODES: dict[str, Make] = {
         text="a caption", image_resource=MediaResource(data=data)
     ),
     "Node text resource data": lambda data, _: Node(text_resource=MediaResource(data=data)),
+    "TextNode markdown": lambda data, _: TextNode(text=f"see ![it]({data_url(data)}) here"),
+    "TextNode HTML": lambda data, _: TextNode(text=f"<img src='{data_url(data)}'> and more"),
+    "Document JSON": lambda data, _: Document(text=json.dumps({"a": [{"image": text64(data)}]})),
+    "metadata markdown": lambda data, _: TextNode(
+        text="hi", metadata={"page": f"![it]({data_url(data)})"}
+    ),
     "TextNode that is a picture": lambda data, _: TextNode(text=data_url(data)),
     "Document that is a picture": lambda data, _: Document(text=text64(data)),
     "metadata base64": lambda data, _: TextNode(text="hi", metadata={"preview": text64(data)}),
@@ -100,6 +127,18 @@ NODES: dict[str, Make] = {
     ),
 }
 """Name -> a node that carries the picture of these bytes."""
+
+VALUES: dict[str, Make] = {
+    "Event": lambda data, _: Event(step=1, block=ImageBlock(image=data)),
+    "StopEvent": lambda data, _: StopEvent(result={"shot": data_url(data)}),
+    "QueryBundle": lambda data, folder: QueryBundle("what?", image_path=str(file_of(data, folder))),
+    "QueryBundle words": lambda data, _: QueryBundle(f"what is {data_url(data)}?"),
+    "ChatMessage": lambda data, _: ChatMessage(f"what is {data_url(data)}?"),
+    "additional_kwargs": lambda data, _: ChatMessage(
+        "hi", additional_kwargs={"tool_calls": [{"arguments": json.dumps({"i": text64(data)})}]}
+    ),
+}
+"""Name -> a value of LlamaIndex's that holds the picture in its own way."""
 
 UNSEEN_BLOCKS: dict[str, tuple[str, Make]] = {
     "ImageBlock remote": ("remote_url", lambda *_: ImageBlock(url=REMOTE)),
@@ -124,10 +163,16 @@ UNSEEN_BLOCKS: dict[str, tuple[str, Make]] = {
     ),
     "CitableBlock document": (
         "file",
-        lambda data, _: CitableBlock(title="a", source="b", content=[DocumentBlock(data=data)]),
+        lambda data, _: CitableBlock(
+            title="a", source="b", content=[DocumentBlock(data=b"PK\3\4")]
+        ),
     ),
-    "DocumentBlock": ("file", lambda *_: DocumentBlock(data=b"%PDF-1.7", title="a")),
-    "DocumentBlock picture": ("file", lambda data, _: DocumentBlock(data=data, title="a")),
+    "DocumentBlock": ("file", lambda *_: DocumentBlock(data=b"PK\3\4", title="a")),
+    "ImageBlock path elsewhere": ("local_address", lambda *_: _path_elsewhere(ImageBlock)),
+    "DocumentBlock path elsewhere": (
+        "local_address",
+        lambda *_: _path_elsewhere(DocumentBlock, document_mimetype="application/pdf"),
+    ),
     "AudioBlock": ("audio", lambda *_: AudioBlock(audio=b"RIFF", format="wav")),
     "VideoBlock": ("video", lambda *_: VideoBlock(video=b"\0\0\0", video_mimetype="video/mp4")),
     "unknown block": ("unknown_block", lambda data, _: HologramBlock(hologram=data)),
@@ -138,6 +183,11 @@ UNSEEN_NODES: dict[str, tuple[str, Make]] = {
     "ImageNode remote": ("remote_url", lambda *_: ImageNode(image_url=REMOTE)),
     "ImageNode remote path": ("remote_url", lambda *_: ImageNode(image_path=REMOTE)),
     "ImageNode file url": ("local_address", lambda *_: ImageNode(image_url="file:///a.png")),
+    "ImageNode path elsewhere": ("local_address", lambda *_: ImageNode(image_path=__file__)),
+    "Node path elsewhere": (
+        "local_address",
+        lambda *_: Node(image_resource=MediaResource(path=Path(__file__))),
+    ),
     "ImageNode lost file": (
         "missing_file",
         lambda _, folder: ImageNode(image_path=str(folder / "lost.png")),
@@ -171,6 +221,11 @@ UNSEEN_NODES: dict[str, tuple[str, Make]] = {
     ),
 }
 """Name -> why it is not inspected, and the node."""
+
+
+def _path_elsewhere(kind: Any, **fields: Any) -> Any:
+    """A file of a folder that nobody named."""
+    return kind.model_construct(path=Path(__file__), **fields)
 
 
 def _closed(data: bytes) -> io.BytesIO:
@@ -212,6 +267,14 @@ def pictures_in(value: Any) -> Iterator[Image.Image]:
         yield from pictures_in(value.content)
     elif isinstance(value, TextBlock):
         yield from pictures_in(value.text)
+    elif isinstance(value, ThinkingBlock):
+        yield from pictures_in(value.content)
+    elif isinstance(value, ToolCallBlock):
+        yield from pictures_in(value.tool_kwargs)
+    elif isinstance(value, Event):
+        yield from pictures_in([value.__dict__, value.__pydantic_private__])
+    elif isinstance(value, QueryBundle):
+        yield from pictures_in([value.query_str, value.image_path])
     elif isinstance(value, ChatMessage):
         yield from pictures_in([value.blocks, value.additional_kwargs])
     elif hasattr(value, "raw_output"):
@@ -227,8 +290,14 @@ def pictures_in(value: Any) -> Iterator[Image.Image]:
         yield from _decoded(value)
 
 
+WRITTEN = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+|[A-Za-z0-9+/]{60,}=*")
+
+
 def _decoded(*sources: Any) -> Iterator[Image.Image]:
     for source in sources:
+        if isinstance(source, str) and not source.strip().startswith("data:"):
+            written = [address for address in WRITTEN.findall(source) if address != source]
+            yield from _decoded(*written)
         texts = [str(source)] if source is not None and not isinstance(source, bytes) else []
         texts += [source.decode("ascii", "ignore")] if isinstance(source, bytes) else []
         for form in (source, *texts, *(f"data:;base64,{text}" for text in texts)):

@@ -34,7 +34,7 @@ from chain_helpers import (
     clean_picture,
     text64,
 )
-from llama_helpers import NODES, pictures_in, same
+from llama_helpers import HERE, NODES, pictures_in, same
 from sightrail.guardrails import ConfigurationError, ImageRefused, Limits, Policy, RiskDetector
 from sightrail.integrations.llama_index import (
     ImageRiskPostprocessor,
@@ -54,7 +54,9 @@ def scored(*nodes: BaseNode) -> list[NodeWithScore]:
 
 
 def retrieve(detector: Any, *nodes: BaseNode, **policy: Any) -> list[NodeWithScore]:
-    processor = ImageRiskPostprocessor(detector=detector, policy=Policy(**policy))
+    processor = ImageRiskPostprocessor(
+        detector=detector, policy=Policy(**policy), limits=HERE, when_all_refused="nothing"
+    )
     return processor.postprocess_nodes(scored(*nodes), QueryBundle("what is it?"))
 
 
@@ -119,9 +121,10 @@ def test_a_detector_that_fails_lets_nothing_pass(broken: Any) -> None:
     assert [kept.node for kept in retrieve(broken, image(CLEAN), words)] == [words]
 
 
-def test_limits_on_a_request_hold_for_all_retrieved_nodes(detector: RedDetector) -> None:
+def test_no_number_of_nodes_is_too_many_and_nothing_is_cut_off(detector: RedDetector) -> None:
     processor = ImageRiskPostprocessor(detector=detector, limits=Limits(max_images_per_request=2))
-    assert len(processor.postprocess_nodes(scored(*[image(CLEAN) for _ in range(5)]))) == 2
+    assert len(processor.postprocess_nodes(scored(*[image(CLEAN) for _ in range(300)]))) == 300
+    assert max(map(len, detector.calls)) == processor.batch_size
 
 
 @pytest.mark.parametrize("carrier", NODES)
@@ -132,11 +135,13 @@ def test_nodes_are_copied_and_never_changed(
     before = copy.deepcopy(node)
     for action in ("mask", "drop", "refuse"):
         retrieve(detector, node, on_flagged=action)
-        ImageRiskTransform(detector=detector, policy=Policy(on_flagged=action))([node])
+        policy = Policy(on_flagged=action)
+        ImageRiskTransform(detector=detector, policy=policy, limits=HERE)([node])
     assert node == before
 
 
-async def test_the_asynchronous_ways_give_the_same(detector: RedDetector) -> None:
+async def test_the_asynchronous_ways_give_the_same() -> None:
+    detector = _Named("a")
     nodes = [image(RISKY), image(CLEAN), ImageNode(image_url=REMOTE)]
     processor = ImageRiskPostprocessor(detector=detector)
     expected = [n.model_dump() for n in processor.postprocess_nodes(scored(*nodes))]
@@ -157,7 +162,7 @@ def test_ingestion_looks_at_a_bounded_number_of_nodes_at_a_time(detector: RedDet
 def test_what_was_ingested_survives_storage_as_it_was_screened(
     carrier: str, tmp_path: Path, detector: RedDetector
 ) -> None:
-    (kept,) = ImageRiskTransform(detector=detector)([NODES[carrier](CLEAN, tmp_path)])
+    (kept,) = ImageRiskTransform(detector=detector, limits=HERE)([NODES[carrier](CLEAN, tmp_path)])
     if carrier != "Node text resource data":  # LlamaIndex stores no data, and this has no address
         assert same(pictures_in(json_to_doc(doc_to_json(kept))), clean_picture())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from llama_helpers import BLOCKS, NODES, UNSEEN_BLOCKS, UNSEEN_NODES, pictures_i
 from sightrail.guardrails import Policy
 from sightrail.integrations.llama_index import ImageScreen
 
-PLAIN = [name for name in BLOCKS if "path" not in name and "stream" not in name]
+PLAIN = [name for name in BLOCKS if not re.search("path|stream|file", name)]
 NOWHERE = Path("/nowhere")
 PICTURES = st.sampled_from([CLEAN, RISKY])
 BYTES = PICTURES | st.binary(max_size=40) | st.just(RISKY[:-40]) | st.none()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
-from typing import Any
+import json
+from typing import Any, NamedTuple
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
@@ -12,15 +14,24 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRol
 from llama_index.core.base.response.schema import Response
 from llama_index.core.llms import MockFunctionCallingLLM
 from llama_index.core.query_engine import CustomQueryEngine
-from llama_index.core.schema import ImageNode, NodeWithScore
+from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from llama_index.core.tools import BaseTool, FunctionTool, QueryEngineTool, ToolMetadata, ToolOutput
+from llama_index.core.tools.calling import acall_tool
 from llama_index.core.workflow import Context
 from pydantic import BaseModel, ConfigDict
 
-from chain_helpers import CLEAN, REMOTE, RISKY, RedDetector, clean_picture, risky_picture, text64
+from chain_helpers import (
+    CLEAN,
+    RISKY,
+    RedDetector,
+    clean_picture,
+    data_url,
+    risky_picture,
+    text64,
+)
 from llama_helpers import pictures_in, same
 from sightrail.guardrails import ConfigurationError, ImageRefused, Policy, Verdict
-from sightrail.integrations.llama_index import guard_tool
+from sightrail.integrations.llama_index import guard_tool, read_marker
 
 
 def screenshot(name: str = "page") -> list[Any]:
@@ -152,20 +163,89 @@ def test_raw_outputs_of_every_form_are_looked_into(form: str, detector: RedDetec
     assert type(output.raw_output) is type(RAW[form])
 
 
-@pytest.mark.parametrize("raw", [object(), iter([RISKY]), REMOTE.join, [{"a": object()}]])
-def test_a_raw_output_that_nobody_can_look_into_is_refused(raw: Any, detector: RedDetector) -> None:
-    tool = FunctionTool.from_defaults(lambda: raw, name="raw", description="raw")
-    assert guard_tool(tool, detector=detector).call().is_error
-    allowing = Policy(on_not_inspected="allow")
-    assert guard_tool(tool, detector=detector, policy=allowing).call().raw_output is raw
+class _Shot(NamedTuple):
+    title: str
+    image: Any
 
 
-@pytest.mark.parametrize("raw", [None, 3, "words", {"price": 3.5, "url": REMOTE}, [1, [2, "a"]]])
-def test_plain_outputs_pass_untouched(raw: Any, detector: RedDetector) -> None:
-    tool = FunctionTool.from_defaults(lambda: raw, name="raw", description="raw")
-    output = guard_tool(tool, detector=detector).call()
-    assert output.raw_output is raw
-    assert not detector.calls
+class _Camera:
+    """An object of a tool's own."""
+
+    def __init__(self) -> None:
+        self.last = RISKY
+        self.client = object()
+
+
+IN_TEXT: dict[str, Any] = {
+    "dict": lambda: {"id": 7, "image": text64(RISKY)},
+    "bytes in a dict": lambda: {"id": 7, "image": RISKY},
+    "list": lambda: ["a", text64(RISKY)],
+    "namedtuple": lambda: _Shot("a", text64(RISKY)),
+    "namedtuple of bytes": lambda: _Shot("a", RISKY),
+    "JSON": lambda: json.dumps({"image": text64(RISKY), "id": 7}),
+    "markdown": lambda: f"see ![it]({data_url(RISKY)}) there",
+    "deque": lambda: collections.deque([data_url(RISKY)], maxlen=3),
+    "nodes": lambda: [TextNode(text=f"<img src={data_url(RISKY)}>")],
+    "pydantic": lambda: _Model(shot={"image": data_url(RISKY)}),
+}
+
+
+@pytest.mark.parametrize("form", IN_TEXT)
+@pytest.mark.parametrize("policy", [Policy(), Policy(on_flagged="drop")])
+def test_the_text_that_a_model_gets_holds_no_risky_picture(
+    form: str, policy: Policy, detector: RedDetector
+) -> None:
+    tool = guard_tool(
+        FunctionTool.from_defaults(IN_TEXT[form], name="f", description="f"),
+        detector=detector,
+        policy=policy,
+    )
+    output = tool.call()
+    assert detector.seen
+    for told in (output.content, str(output.raw_output), str(tool.fn())):
+        assert text64(RISKY) not in told
+        assert repr(RISKY)[2:-1] not in told
+    assert type(output.raw_output) is type(IN_TEXT[form]())
+    marker = read_marker(output)
+    assert marker is None or {v.status for v in marker.verdicts} == {"flagged"}
+
+
+def test_an_object_is_looked_into_and_stays_one(detector: RedDetector) -> None:
+    camera = _Camera()
+    output = guard_tool(lambda: camera, detector=detector).call()
+    assert type(output.raw_output) is _Camera
+    assert (camera.last, output.raw_output.client) == (RISKY, camera.client)
+    assert is_covered([output.raw_output.last])
+
+
+def test_a_function_becomes_a_tool_and_what_is_none_is_said(detector: RedDetector) -> None:
+    tool = guard_tool(screenshot, detector=detector)
+    assert tool.metadata.name == "screenshot"
+    assert is_covered(tool.call(name="risky").blocks)
+    with pytest.raises(ConfigurationError, match="takes a tool"):
+        guard_tool("screenshot", detector=detector)  # type: ignore[arg-type]
+
+
+async def test_an_exception_in_an_agent_leaves_a_trace(
+    detector: RedDetector, caplog: pytest.LogCaptureFixture
+) -> None:
+    tool = guard_tool(screenshot, detector=detector, policy=Policy(on_flagged="raise"))
+    with caplog.at_level("WARNING", logger="sightrail"):
+        output = await acall_tool(tool, {"name": "risky"})
+    assert output.is_error
+    assert isinstance(output.exception, ImageRefused)
+    assert "screenshot raises ImageRefused" in caplog.text
+    assert not list(pictures_in(output))
+
+
+def test_verdicts_are_told_and_stand_on_what_passed(detector: RedDetector) -> None:
+    told: list[Verdict] = []
+    output = guard_tool(screenshot, detector=detector, on_verdict=told.append).call(name="risky")
+    marker = read_marker(output)
+    assert marker is not None
+    assert [(v.status, v.action) for v in marker.verdicts] == [("flagged", "mask")]
+    assert [verdict.action for verdict in told] == ["mask"]
+    assert "sightrail" not in output.model_dump_json()
 
 
 def test_what_is_no_detector_is_said_at_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from llama_index.core.schema import BaseNode, ImageNode, NodeWithScore, TextNode
 
 from chain_helpers import CLEAN, REMOTE, RISKY, RedDetector, clean_picture, text64
-from llama_helpers import NODES, pictures_in
+from llama_helpers import HERE, NODES, pictures_in
 from sightrail.guardrails import ImageError, VisualSafetyPrompt
 from sightrail.guardrails.davsp import Frame
 from sightrail.integrations.llama_index import (
@@ -21,7 +21,7 @@ from sightrail.integrations.llama_index import (
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (24, 24, 3), dtype=np.uint8)
 GUARD = VisualSafetyPrompt(Frame(PIXELS, (3, 3, 21, 21)))
-BORDER = ImageBorderPostprocessor(border=GUARD)
+BORDER = ImageBorderPostprocessor(limits=HERE, border=GUARD)
 EXPECTED = np.asarray(GUARD.apply_to_image(clean_picture()))
 
 
@@ -55,10 +55,10 @@ def test_nodes_without_pictures_are_the_same_nodes() -> None:
 def test_what_cannot_be_read() -> None:
     nodes = scored(ImageNode(image_url=REMOTE), TextNode(text="hello"))
     assert [n.node.get_content() for n in BORDER.postprocess_nodes(nodes)] == ["hello"]
-    strict = ImageBorderPostprocessor(border=GUARD, on_unreadable="raise")
+    strict = ImageBorderPostprocessor(limits=HERE, border=GUARD, on_unreadable="raise")
     with pytest.raises(ImageError):
         strict.postprocess_nodes(nodes)
-    lenient = ImageBorderPostprocessor(border=GUARD, on_unreadable="pass")
+    lenient = ImageBorderPostprocessor(limits=HERE, border=GUARD, on_unreadable="pass")
     assert lenient.postprocess_nodes(nodes)[0].node.image_url == REMOTE
 
 
@@ -78,4 +78,4 @@ def test_after_screening() -> None:
 def test_serialised_it_tells_where_the_border_comes_from() -> None:
     assert "unknown origin" in BORDER.to_json()
     with pytest.raises(ValueError, match="no visual safety prompt"):
-        ImageBorderPostprocessor(border="border.png")
+        ImageBorderPostprocessor(limits=HERE, border="border.png")

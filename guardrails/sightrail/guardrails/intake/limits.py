@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PositiveInt
 
 from .remote import RemotePolicy
+
+
+def _as_texts(folders: tuple[Path, ...]) -> tuple[str, ...]:
+    """Paths as every serialised form of a guard can hold them."""
+    return tuple(map(str, folders))
 
 
 class Limits(BaseModel):
@@ -49,5 +55,5 @@ class Limits(BaseModel):
     max_views_per_request: PositiveInt = 24
     max_pixels_per_request: PositiveInt = 100_000_000
     max_bytes_per_request: PositiveInt = 64 * 1024 * 1024
-    folders: tuple[Path, ...] = ()
+    folders: Annotated[tuple[Path, ...], PlainSerializer(_as_texts)] = ()
     remote: RemotePolicy | None = None

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import IOBase
-from pathlib import Path
 from typing import Any, Final
 
 from llama_index.core.base.llms import types
-from llama_index.core.base.llms.types import BaseContentBlock, ImageBlock, TextBlock
-from llama_index.core.schema import BaseNode, ImageNode, MediaResource, TextNode
+from llama_index.core.base.llms.types import (
+    BaseContentBlock,
+    CacheControl,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+)
+from llama_index.core.schema import BaseNode, ImageNode, MediaResource, QueryBundle, TextNode
 from llama_index.core.utils import resolve_binary
 from pydantic import AnyUrl
 
@@ -27,6 +32,7 @@ from sightrail.guardrails.carriers.carrier import (
     unseen,
 )
 from sightrail.guardrails.intake import PictureSource
+from sightrail.guardrails.intake.pdf import starts_like_pdf
 from sightrail.guardrails.verdict import NotInspected
 
 _NOTHING: Final = NotInspected(reason="empty", detail="it names no picture")
@@ -43,11 +49,24 @@ VECTORS: Final = frozenset({"embedding", "text_embedding"})
 """Thousands of numbers, and no picture among them."""
 
 
+class TextAddress(str, AnyUrl):
+    """An address that is a text as well.
+
+    LlamaIndex's stores write nodes with ``json``, which knows no ``AnyUrl``, and read them back as
+    one.
+    """
+
+    def __init__(self, address: Any) -> None:
+        AnyUrl.__init__(self, str(address))
+
+
 def kind_of(block: Any) -> str:
     """LlamaIndex's name for one of its own blocks, `unknown` for any other class.
 
     A class from elsewhere could call itself text and hold a picture.
     """
+    if type(block) is CacheControl:
+        return "cache"
     own = type(block).__module__ == types.__name__
     return str(getattr(block, "block_type", "unknown")) if own else "unknown"
 
@@ -59,6 +78,8 @@ def read_block(block: BaseContentBlock) -> Carrier | None:
         return _image_block(block)
     if kind in _PLAIN:
         return None
+    if isinstance(block, DocumentBlock) and (carrier := _document_block(block)) is not None:
+        return carrier
     reason, detail = _MEDIA.get(
         kind, ("unknown_block", "a content block of a kind that this version does not know")
     )
@@ -78,6 +99,44 @@ def _image_block(block: ImageBlock) -> Carrier:
             image=seen.data, image_mimetype=seen.mime_type, detail=block.detail
         ),
         text_block,
+    )
+
+
+def _document_block(block: DocumentBlock) -> Carrier | None:
+    """A PDF, or a picture that is called a document; what is shown of it goes on as a picture."""
+    data = _decoded(block.data)
+    if isinstance(data, bytes):
+        known = starts_like_pdf(data) or starts_like_picture(data)
+    else:
+        known = data is None and _says_pdf(block)
+    if not known:
+        return None
+    return Carrier(
+        _source(block.data, block.path, block.url),
+        block,
+        lambda seen: ImageBlock(image=seen.data, image_mimetype=seen.mime_type),
+        text_block,
+    )
+
+
+def _says_pdf(block: DocumentBlock) -> bool:
+    name = str(block.path or block.url or "")
+    return block.document_mimetype == "application/pdf" or name[-4:].lower() == ".pdf"
+
+
+def read_query(query: QueryBundle) -> Carrier | None:
+    """The picture that a query is; None where it is words alone.
+
+    A picture that passes as it came keeps its path, which is all that embeddings can read; in the
+    place of a masked one stands its data address, and none where it may not pass.
+    """
+    if query.image_path is None:
+        return None
+    return Carrier(
+        named(query.image_path),
+        query.image_path,
+        lambda seen: seen.url if seen.coded is None else query.image_path,
+        lambda _: None,
     )
 
 
@@ -123,7 +182,7 @@ def read_resource(name: str, resource: MediaResource) -> Carrier | None:
             # LlamaIndex never stores ``data``: without the address, which holds the same pixels, a
             # node would come back from any docstore without its picture.
             data=seen.base64.encode(),
-            url=AnyUrl(seen.url),
+            url=TextAddress(seen.url),
             mimetype=seen.mime_type,
             embeddings=resource.embeddings,
         ),
@@ -135,9 +194,19 @@ def _source(data: Any, path: Any, url: Any) -> PictureSource | NotInspected:
     if data is not None:
         decoded: PictureSource | NotInspected = _decoded(data)
         return decoded
-    if path is not None:
-        return from_address(path) if "://" in str(path) else Path(path)
-    return _NOTHING if url is None else from_address(str(url))
+    address = url if path is None else path
+    return _NOTHING if address is None else named(address)
+
+
+def named(address: object) -> PictureSource | NotInspected:
+    """A path or address as a source for intake, which reads files inside `Limits.folders` only.
+
+    It is text even where it stands as a ``Path``: LlamaIndex makes one of any text, whoever wrote
+    it.
+    """
+    found = from_address(str(address))
+    local = isinstance(found, NotInspected) and found.reason == "local_address"
+    return str(address) if local else found
 
 
 def _decoded(data: Any) -> Any:

@@ -18,12 +18,16 @@ class ImagesScreenedEvent(BaseEvent):
     Attributes:
         component: which part of this package met them, by the name users know it.
         verdicts: one per picture, in order, with the action taken.
-        refused: whether the policy refused the request, the node or the tool's output.
+        refused: whether the policy refused the request, a node or the tool's output.
+        node_ids: the node of each verdict, where nodes were screened.
+        left_out: the ids of nodes that did not pass.
     """
 
     component: str
     verdicts: tuple[Verdict, ...]
     refused: bool
+    node_ids: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def class_name(cls) -> str:
@@ -31,9 +35,22 @@ class ImagesScreenedEvent(BaseEvent):
         return "ImagesScreenedEvent"
 
 
-def report(component: str, verdicts: Sequence[Verdict], *, refused: bool) -> None:
+def report(
+    component: str,
+    verdicts: Sequence[Verdict],
+    *,
+    refused: bool,
+    node_ids: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> None:
     """Tell LlamaIndex's handlers; silent where no picture was met."""
     if verdicts:
         _dispatcher.event(
-            ImagesScreenedEvent(component=component, verdicts=tuple(verdicts), refused=refused)
+            ImagesScreenedEvent(
+                component=component,
+                verdicts=tuple(verdicts),
+                refused=refused,
+                node_ids=tuple(node_ids),
+                left_out=tuple(left_out),
+            )
         )

@@ -15,17 +15,19 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.tools import ToolOutput
 
 from sightrail.guardrails.carriers.carrier import KEY, Marker, says_refused, with_marker
 from sightrail.guardrails.verdict import Verdict
 
-Holder = ChatMessage | BaseNode
+Holder = ChatMessage | ToolOutput | BaseNode
 
 
-def read_marker(holder: ChatMessage | BaseNode | NodeWithScore) -> Marker | None:
-    """The marker on a message or node, for display and audits; None where none is readable."""
-    extra = _beside(holder) if isinstance(holder, ChatMessage) else holder.metadata
-    return Marker.read(extra.get(KEY))
+def read_marker(holder: Holder | NodeWithScore) -> Marker | None:
+    """The marker on a message, a tool's output or a node; None where none is readable."""
+    if isinstance(holder, ChatMessage | ToolOutput):
+        return Marker.read(_beside(holder).get(KEY))
+    return Marker.read(holder.metadata.get(KEY))
 
 
 def is_refused(messages: Sequence[ChatMessage]) -> bool:
@@ -41,7 +43,7 @@ def marked_verdicts(messages: Sequence[ChatMessage]) -> tuple[Verdict, ...]:
 
 def write_marker(holder: Holder, verdicts: Sequence[Verdict], *, refused: bool) -> Holder:
     """A copy with a marker; on a message, "refused" is never taken back."""
-    if isinstance(holder, ChatMessage):
+    if isinstance(holder, ChatMessage | ToolOutput):
         marked = holder.model_copy()
         marked.__dict__[KEY] = with_marker(_beside(holder), verdicts, refused=refused)[KEY]
         return marked
@@ -58,21 +60,28 @@ def refused_for_good(past: Sequence[ChatMessage]) -> bool:
     return any({v.subject for v in marked_verdicts([m])} != {"picture"} for m in refused)
 
 
-def _beside(message: ChatMessage) -> Mapping[str, Any]:
+def _beside(holder: ChatMessage | ToolOutput) -> Mapping[str, Any]:
     """Where a message's marker stands; one that somebody sent along is read as well."""
-    return {**message.additional_kwargs, **message.__dict__}
+    sent = holder.additional_kwargs if isinstance(holder, ChatMessage) else {}
+    return {**sent, **holder.__dict__}
 
 
 def _mark_node(node: BaseNode, marker: Marker) -> BaseNode:
     """As text, which every store keeps in a node's metadata."""
-    text = json.dumps(marker.after(Marker.read(node.metadata.get(KEY))).to_json())
+    return with_metadata(
+        node, KEY, json.dumps(marker.after(Marker.read(node.metadata.get(KEY))).to_json())
+    )
+
+
+def with_metadata(node: BaseNode, key: str, text: str) -> BaseNode:
+    """A copy with an entry of ours in its metadata, kept from models and embeddings."""
     update = {
-        "metadata": {**node.metadata, KEY: text},
-        "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys),
-        "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys),
+        "metadata": {**node.metadata, key: text},
+        "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys, key),
+        "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys, key),
     }
     return node.model_copy(update=update)
 
 
-def _with_key(keys: Sequence[str]) -> list[str]:
-    return [*(key for key in keys if key != KEY), KEY]
+def _with_key(keys: Sequence[str], ours: str) -> list[str]:
+    return [*(key for key in keys if key != ours), ours]

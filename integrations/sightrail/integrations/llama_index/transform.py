@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from llama_index.core.schema import BaseNode, TransformComponent
-from pydantic import PositiveInt
 
-from sightrail.guardrails.carriers.loop import Screened, passed
 from sightrail.guardrails.errors import ImageRefused
-from sightrail.guardrails.intake import Limits
-from sightrail.guardrails.policy import Policy
-from sightrail.guardrails.strict import DetectorField, StrictModel
 
-from .screening import ImageScreen
+from .nodes import NodeGuard, Sorted
 
 
-class ImageRiskTransform(StrictModel, TransformComponent, extra="forbid"):
+class ImageRiskTransform(NodeGuard, TransformComponent, extra="forbid"):
     """Looks at the pictures of nodes before they are indexed; acts as ``ImageRiskPostprocessor``.
 
     A picture that passes is stored as the pixels that were looked at, in the node itself: a file
-    or page that changes later changes nothing in the index.
+    or page that changes later changes nothing in the index. A clean one keeps its bytes where
+    these can be read as nothing else (see ``Encoding``).
 
-    The pipeline's cache keys this step by the detector's and the policy's settings. LlamaIndex's
-    key knows a node by its text and metadata and not by its picture, so give nodes metadata that
-    tells their pictures apart (``SimpleDirectoryReader`` does), or run without a cache.
+    Readers such as ``SimpleDirectoryReader`` name files: ``Limits(folders=[the reader's folder])``
+    says that they may.
+
+    Where to put it:
+
+    - in front of the pipeline, ``pipeline.run(documents=guard(documents))``: its docstore and cache
+      then hold what was screened alone, and a document that was left out is unknown to both and
+      comes again with the next run. A docstore keeps documents as they were given to the pipeline,
+      raw pictures included, whatever its steps do.
+    - as a step, behind a splitter: splitters copy a document's picture into their nodes twice, once
+      by data and once by address.
+
+    The pipeline's cache keys a step by its settings, the detector's and the policy's included, and
+    a node by its text and metadata and not by its picture: give nodes metadata that tells their
+    pictures apart (``SimpleDirectoryReader`` does), or run without a cache.
 
     Args:
         detector: has ``screen(images) -> list[Verdict]``, such as ``RiskDetector``.
         policy: what a verdict leads to.
         limits: what intake is willing to read from one node.
         batch_size: nodes whose pictures are in memory, and in one call of the detector, at a time.
+        on_verdict: called with every verdict, in the thread that screens.
+        on_failed: what is done where a screening failed (the detector raised, or took too long) and
+            the policy refuses what it could not see. ``raise``, once all nodes were looked at, so
+            that no cache and no docstore takes the failure for the end of a document;
+            ``leave_out`` goes on without these nodes. Both are logged with the nodes' ids.
+
+    Raises:
+        ImageRefused: from a call: see `on_failed`, with the detector's error as its cause; or the
+            policy's action is ``raise``.
 
     Example:
         ``IngestionPipeline(transformations=[ImageRiskTransform(detector=detector), embedding])``
     """
 
-    detector: DetectorField
-    policy: Policy = Policy()
-    limits: Limits = Limits()
-    batch_size: PositiveInt = 32
+    on_failed: Literal["raise", "leave_out"] = "raise"
 
     @classmethod
     def class_name(cls) -> str:
@@ -49,22 +63,21 @@ class ImageRiskTransform(StrictModel, TransformComponent, extra="forbid"):
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[BaseNode]:
         """The nodes that may be indexed."""
-        screen = self._screen()
-        return [node for some in self._batches(nodes) for node in _kept(screen.screen(some))]
+        return self._kept(self._sort(nodes))
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[BaseNode]:
-        """The same, each batch in a worker thread."""
-        screen = self._screen()
-        return [node for some in self._batches(nodes) for node in _kept(await screen.ascreen(some))]
+        """The same, in a worker thread."""
+        return self._kept(await self._asort(nodes))
 
-    def _batches(self, nodes: Sequence[BaseNode]) -> Iterator[Sequence[BaseNode]]:
-        for start in range(0, len(nodes), self.batch_size):
-            yield nodes[start : start + self.batch_size]
-
-    def _screen(self) -> ImageScreen:
-        return ImageScreen(self.detector, self.policy, self.limits, "retrieval", self.class_name())
-
-
-def _kept(outcomes: Sequence[Screened | ImageRefused]) -> list[BaseNode]:
-    screened = [passed(outcome) for outcome in outcomes]
-    return [item.value for item in screened if not item.refused]
+    def _kept(self, found: Sorted) -> list[BaseNode]:
+        failed = [left for left in found.left_out if left.failed]
+        if failed and self.on_failed == "raise":
+            verdicts = tuple(verdict for left in failed for verdict in left.verdicts)
+            raise ImageRefused(
+                f"Screening failed on {len(failed)} nodes ({verdicts[0].summary()}). Run again "
+                "when the detector works. To go on without them, set on_failed='leave_out', and "
+                "call the transform in front of the pipeline, so that its docstore does not know "
+                "them.",
+                verdicts=verdicts,
+            ) from failed[0].cause
+        return [self._signed(node) for node in found.kept]

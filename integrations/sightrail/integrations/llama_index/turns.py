@@ -62,8 +62,10 @@ def _block(block: Any, surface: Surface, depth: int) -> Iterator[Part]:
     # what is left is a cache mark, or what a model wrote to itself
 
 
-def picture_blocks(documents: Sequence[BaseNode | NodeWithScore]) -> list[BaseContentBlock]:
-    """One block per document; nothing is read or fetched here.
+def picture_blocks(
+    documents: Sequence[BaseNode | NodeWithScore | ImageBlock],
+) -> list[BaseContentBlock]:
+    """One block per document, node or picture; nothing is read or fetched here.
 
     Raises:
         PromptError: a document without a picture.
@@ -73,7 +75,9 @@ def picture_blocks(documents: Sequence[BaseNode | NodeWithScore]) -> list[BaseCo
     ]
 
 
-def _picture_of(node: BaseNode) -> ImageBlock:
+def _picture_of(node: BaseNode | ImageBlock) -> ImageBlock:
+    if isinstance(node, ImageBlock):
+        return node
     if isinstance(node, ImageNode):
         image = None if node.image is None else node.image.encode()
         return _image_block(image, node.image_path, node.image_url)
