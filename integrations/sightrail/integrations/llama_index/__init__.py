@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from .tools import guard_tool
     from .transform import ImageRiskTransform
     from .visual_prompt import ImageBorderPostprocessor
-    from .workflow import AskEvent, ImageGuardWorkflow, ReviewedEvent, ReviewRequestedEvent
+    from .workflow import (
+        AnswerStream,
+        AskEvent,
+        ImageGuardWorkflow,
+        ReviewedEvent,
+        ReviewRequestedEvent,
+    )
 
 _HOME: Final = {
+    "AnswerStream": "workflow",
     "AskEvent": "workflow",
     "ImageBorderPostprocessor": "visual_prompt",
     "ImageGuardWorkflow": "workflow",
@@ -38,6 +45,7 @@ _HOME: Final = {
 }
 
 __all__ = [  # noqa: RUF022 - in plain order, as every package here has it
+    "AnswerStream",
     "AskEvent",
     "ImageBorderPostprocessor",
     "ImageGuardWorkflow",

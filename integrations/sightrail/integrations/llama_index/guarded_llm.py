@@ -211,7 +211,7 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         if asked.refused:
             return self._refusal(asked)
         answer = await self.llm.achat(asked.messages, **asked.settings)
-        seen: ChatResponse = await self._aseen(answer)
+        seen: ChatResponse = await self.screen_answer(answer)
         return seen
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -228,7 +228,7 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         asked = await self._aasked(as_request(messages, kwargs))
         if asked.refused:
             return _aonly(self._refusal(asked, stream=True))
-        return self._aflow(await self.llm.astream_chat(asked.messages, **asked.settings))
+        return self.screen_stream(await self.llm.astream_chat(asked.messages, **asked.settings))
 
     # Prompts without roles
 
@@ -249,7 +249,7 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         if asked.refused:
             return as_completion(self._refusal(asked))
         answer = await self.llm.acomplete(asked.prompt, formatted, **asked.settings)
-        seen: CompletionResponse = await self._aseen(answer)
+        seen: CompletionResponse = await self.screen_answer(answer)
         return seen
 
     def stream_complete(
@@ -269,7 +269,7 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         if asked.refused:
             return _aonly(as_completion(self._refusal(asked, stream=True)))
         answer = await self.llm.astream_complete(asked.prompt, formatted, **asked.settings)
-        return self._aflow(answer)
+        return self.screen_stream(answer)
 
     # Structured prediction
 
@@ -407,7 +407,8 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
             return refusal if isinstance(answer, ChatResponse) else as_completion(refusal)
         return with_text(answer, seen.value)
 
-    async def _aseen(self, answer: Any, delta: str | None = None) -> Any:
+    async def screen_answer(self, answer: Any, delta: str | None = None) -> Any:
+        """What may be told of an answer."""
         return await asyncio.to_thread(self._seen, answer, delta)
 
     def _structured(self, output_cls: type[BaseModel], output: Any) -> Any:
@@ -425,13 +426,14 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         if out.left is not None:
             yield out.rest(self._seen(out.left, "")) if out.holds_picture else out.rest(out.left)
 
-    async def _aflow(self, pieces: Any) -> AsyncGenerator[Any, None]:
+    async def screen_stream(self, pieces: Any) -> AsyncGenerator[Any, None]:
+        """What may be told of an answer that comes in pieces."""
         out = OnItsWayOut()
         async for piece in pieces:
             if (ready := out.take(piece)) is not None:
                 yield ready
         if out.left is not None:
-            seen = await self._aseen(out.left, "") if out.holds_picture else out.left
+            seen = await self.screen_answer(out.left, "") if out.holds_picture else out.left
             yield out.rest(seen)
 
 
@@ -465,7 +467,7 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM, extra="forbid"):
         if asked.refused:
             return self._refusal(asked)
         answer = await self.llm.achat_with_tools(tools, *asked.turn, **asked.settings)
-        seen: ChatResponse = await self._aseen(answer)
+        seen: ChatResponse = await self.screen_answer(answer)
         return seen
 
     def stream_chat_with_tools(
@@ -491,7 +493,7 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM, extra="forbid"):
         if asked.refused:
             return _aonly(self._refusal(asked, stream=True))
         answer = await self.llm.astream_chat_with_tools(tools, *asked.turn, **asked.settings)
-        return self._aflow(answer)
+        return self.screen_stream(answer)
 
     def _prepare_chat_with_tools(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
