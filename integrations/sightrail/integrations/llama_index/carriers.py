@@ -32,7 +32,6 @@ from sightrail.guardrails.carriers.carrier import (
     unseen,
 )
 from sightrail.guardrails.intake import PictureSource
-from sightrail.guardrails.intake.pdf import starts_like_pdf
 from sightrail.guardrails.verdict import NotInspected
 
 _NOTHING: Final = NotInspected(reason="empty", detail="it names no picture")
@@ -106,7 +105,7 @@ def _document_block(block: DocumentBlock) -> Carrier | None:
     """A PDF, or a picture that is called a document; what is shown of it goes on as a picture."""
     data = _decoded(block.data)
     if isinstance(data, bytes):
-        known = starts_like_pdf(data) or starts_like_picture(data)
+        known = data.startswith(b"%PDF") or starts_like_picture(data)
     else:
         known = data is None and _says_pdf(block)
     if not known:
