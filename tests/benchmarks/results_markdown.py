@@ -42,6 +42,7 @@ COLUMNS = {
 }
 SCREENING = {
     "flagged": "flagged pictures",
+    "escalated": "handed on to the judge by the cascade",
     "localisation": "top region inside the unsafe object",
 }
 

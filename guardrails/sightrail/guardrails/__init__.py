@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SightrailError,
         UnsupportedModelError,
     )
+    from .evidence import Evidence, JointDecision
     from .fitting import FitData, Fitted, fit
     from .intake import Limits, Picture, RemotePolicy, read_picture
     from .judging import Endpoint, EndpointJudge, LocalJudge
@@ -67,6 +68,7 @@ _HOME: Final = {
     "DeadlineExceeded": "errors",
     "Endpoint": "judging",
     "EndpointJudge": "judging",
+    "Evidence": "evidence",
     "Example": "datasets",
     "FitData": "fitting",
     "FitMemoryError": "errors",
@@ -74,6 +76,7 @@ _HOME: Final = {
     "Gathering": "model",
     "ImageError": "errors",
     "ImageRefused": "errors",
+    "JointDecision": "evidence",
     "JudgeDetector": "screening",
     "Lexicon": "screening",
     "Limits": "intake",
@@ -124,6 +127,7 @@ __all__ = [
     "DeadlineExceeded",
     "Endpoint",
     "EndpointJudge",
+    "Evidence",
     "Example",
     "FitData",
     "FitMemoryError",
@@ -131,6 +135,7 @@ __all__ = [
     "Gathering",
     "ImageError",
     "ImageRefused",
+    "JointDecision",
     "JudgeDetector",
     "Lexicon",
     "Limits",
