@@ -65,6 +65,7 @@ PUBLIC = {
         "Together",
         "UnsupportedModelError",
         "Verdict",
+        "VerdictStore",
         "VisualSafetyPrompt",
         "apply_policy",
         "fit",

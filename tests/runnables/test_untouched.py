@@ -160,3 +160,46 @@ def test_a_clean_picture_in_words_stays_to_the_letter(number: int) -> None:
     (seen,) = screen.invoke([WRITTEN[number]])
     assert seen.content == WRITTEN[number].content
     assert getattr(seen, "tool_calls", None) == getattr(WRITTEN[number], "tool_calls", None)
+
+
+METADATA: list[dict[str, Any]] = [
+    {"image_url": "https://example.org/a.png", "id": 7, "source": "db"},
+    {"type": "file", "source": "report.docx"},
+    {"type": "image", "url": "https://example.org/a.png", "width": 3},
+    {"type": "image", "image": "cat.png"},
+    {"type": "video", "url": "https://example.org/watch"},
+    {"type": "audio", "data": [1, 2]},
+    {"inline_data": {"rows": 1}},
+    {"page": {"image_url": {"url": "https://example.org/a.png"}, "number": 3}},
+    {"handle": datetime.UTC, "raw": b"abc", "of": range(3)},
+]
+
+
+@pytest.mark.parametrize("number", range(len(METADATA)))
+def test_metadata_describes_and_is_no_block(number: int) -> None:
+    screen = ScreenImages(detector=StubDetector(flag=True))
+    document = Document("words", metadata=METADATA[number], id="d")
+    assert screen.invoke(document) is document
+    assert screen.invoke({"context": [document]})["context"][0] is document
+
+
+def test_a_picture_in_metadata_is_replaced_in_place() -> None:
+    metadata = {"id": 7, "type": "image", "base64": B64, "source": "db", "more": {"html": URL}}
+    screen = ScreenImages(detector=StubDetector(flag=True), policy=Policy(on_flagged="drop"))
+    seen = screen.invoke(Document("words", metadata=metadata, id="d"))
+    note = Policy().note
+    assert list(seen.metadata) == [*metadata, "sightrail"]
+    assert seen.metadata["base64"] == seen.metadata["more"]["html"] == note
+    assert (seen.metadata["id"], seen.metadata["source"], seen.id) == (7, "db", "d")
+    clean = ScreenImages(detector=StubDetector()).invoke(Document("w", metadata=metadata))
+    assert {key: clean.metadata[key] for key in metadata} == metadata
+
+
+@pytest.mark.parametrize(
+    "data", [{"image_url": "https://a.b/c.png", "id": 7}, {"type": "file", "source": "report.docx"}]
+)
+def test_links_in_data_are_no_pictures(data: dict[str, Any]) -> None:
+    screen = ScreenImages(detector=StubDetector(flag=True))
+    message = ToolMessage("x", tool_call_id="1", artifact=[data])
+    assert screen.invoke([message])[0] is message
+    assert screen.invoke({"found": data})["found"] is data

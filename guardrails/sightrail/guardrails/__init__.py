@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         ScreeningSettings,
         TextInPicture,
         Together,
+        VerdictStore,
     )
     from .verdict import NotInspected, Region, RiskMap, Verdict
 
@@ -103,6 +104,7 @@ _HOME: Final = {
     "Together": "screening",
     "UnsupportedModelError": "errors",
     "Verdict": "verdict",
+    "VerdictStore": "screening",
     "VisualSafetyPrompt": "davsp",
     "apply_policy": "policy",
     "fit": "fitting",
@@ -164,6 +166,7 @@ __all__ = [
     "Together",
     "UnsupportedModelError",
     "Verdict",
+    "VerdictStore",
     "VisualSafetyPrompt",
     "apply_policy",
     "fit",

@@ -13,7 +13,7 @@ key ``"sightrail"`` of a dict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.documents import Document
@@ -69,6 +69,8 @@ class Walk(walk.Walk):
     """One pass over one value of LangChain's."""
 
     _in_message = False
+    _describing = False
+    """Inside metadata, where a dict describes something and is no block itself."""
 
     def __call__(self, value: Any) -> Any:
         """The value with every carrier replaced; a dict is a holder of its own."""
@@ -112,6 +114,11 @@ class Walk(walk.Walk):
             self._loose += range(before, self._count)
         return seen
 
+    def _mapping(self, value: Mapping[Any, Any], depth: int, opaque: bool) -> Any:
+        if self._describing:
+            return self._entries(value, depth, opaque)
+        return super()._mapping(value, depth, opaque)
+
     def _entry(self, key: Any, item: Any, depth: int, opaque: bool) -> Any:
         if _holds_blocks(key, item):
             return self._blocks(item, depth)
@@ -130,7 +137,7 @@ class Walk(walk.Walk):
             "additional_kwargs": self._data(message.additional_kwargs, depth + 1, opaque=True),
         }
         if isinstance(message, ToolMessage):
-            fields["artifact"] = self._data(message.artifact, depth + 1)
+            fields["artifact"] = self._data(message.artifact, depth + 1, opaque=True)
         if isinstance(message, AIMessage):
             fields["tool_calls"] = self._texts(message.tool_calls, depth + 1)
             fields["invalid_tool_calls"] = self._texts(message.invalid_tool_calls, depth + 1)
@@ -139,7 +146,9 @@ class Walk(walk.Walk):
 
     def _document(self, document: Document, depth: int) -> Document:
         text = self._text(document.page_content)
-        metadata = self._data(document.metadata, depth + 1)
+        outside, self._describing = self._describing, True
+        metadata = self._data(document.metadata, depth + 1, opaque=True)
+        self._describing = outside
         if text is document.page_content and metadata is document.metadata:
             return document
         return document.model_copy(update={"page_content": text, "metadata": metadata})

@@ -16,6 +16,7 @@ from ..verdict import NotInspected
 from .carrier import (
     Carrier,
     Encoded,
+    Payload,
     from_address,
     from_base64,
     is_picture_text,
@@ -55,10 +56,26 @@ def read_media(block: Block) -> Carrier | None:
 
 
 def read_media_in_data(block: Block) -> Carrier | None:
-    """``read_media`` where dicts need not be blocks: ``{"type": "image", "tag": 3}`` is data."""
-    if not (_PAYLOADS & block.keys() or block.get("image_url") or _inline_key(block)):
+    """``read_media`` where dicts need not be blocks: ``{"type": "image", "tag": 3}`` is data.
+
+    So is a link in a dict that says no type: nobody follows it from there.
+    """
+    payloads = {key for key in _PAYLOADS & block.keys() if key != "source" or _is_dict(block[key])}
+    if not (payloads or block.get("image_url") or _inline_key(block)):
         return None
-    return read_media(block)
+    carrier = read_media(block)
+    link = carrier is not None and "type" not in block and _is_link(carrier.source)
+    return None if link else carrier
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_link(source: Payload) -> bool:
+    if isinstance(source, NotInspected):
+        return source.reason in ("remote_url", "local_address")
+    return isinstance(source, str) and source[:5].lower() != "data:"
 
 
 def _labels(block: Block) -> dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .judge_detector import JudgeDetector
     from .reading import Lexicon, TextInPicture
     from .settings import ScreeningSettings
+    from .verdict_store import VerdictStore
 
 __all__ = [
     "Band",
@@ -30,6 +31,7 @@ __all__ = [
     "ScreeningSettings",
     "TextInPicture",
     "Together",
+    "VerdictStore",
     "load_encoder",
 ]
 
@@ -45,6 +47,7 @@ _HOME: Final = {
     "ScreeningSettings": "settings",
     "TextInPicture": "reading",
     "Together": "cascade",
+    "VerdictStore": "verdict_store",
     "load_encoder": "encoder",
 }
 

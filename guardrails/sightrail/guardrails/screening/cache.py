@@ -20,10 +20,14 @@ from ..intake import Limits, Picture, PictureSource, read_picture
 from ..intake.pictures import pixel_digest
 from ..verdict import Box, Verdict
 from .asking import LooksAgain, checked_detector, shown_to, wants_request
-
-_FINISHED: Final = ("clean", "flagged")
-"""Only a finished inspection is remembered: whatever broke may work the next time."""
-
+from .verdict_store import (
+    ByteStore,
+    KeyValueStore,
+    VerdictStore,
+    identity_of,
+    is_finished,
+    store_key,
+)
 
 Covered = tuple[Box, ...]
 
@@ -62,9 +66,21 @@ class CachedDetector:
         detector: has ``screen(images) -> list[Verdict]``; one call of it runs at a time.
         max_items: verdicts to remember; the least recently used one is forgotten first.
         max_batch: pictures in one call of the detector.
+        store: remembers for longer, and for other processes; a ``VerdictStore``, or what it takes.
+
+    Raises:
+        ConfigurationError: an argument is not possible, or a store could not tell this detector
+            from others of its kind.
     """
 
-    def __init__(self, detector: Any, *, max_items: int = 512, max_batch: int = 32) -> None:
+    def __init__(
+        self,
+        detector: Any,
+        *,
+        max_items: int = 512,
+        max_batch: int = 32,
+        store: VerdictStore | str | os.PathLike[str] | ByteStore | KeyValueStore | None = None,
+    ) -> None:
         if max_items < 1 or max_batch < 1:
             raise ConfigurationError(
                 f"max_items is {max_items} and max_batch {max_batch}; both are at least 1"
@@ -72,6 +88,8 @@ class CachedDetector:
         self.detector = checked_detector(detector)
         self._max_items = max_items
         self._max_batch = max_batch
+        self._store = store if isinstance(store, VerdictStore | None) else VerdictStore(store)
+        self._identity = "" if self._store is None else identity_of(self.detector)
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._begin()
         _ALIVE.add(self)
@@ -94,7 +112,7 @@ class CachedDetector:
         return wants_request(self.detector)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make, (self.detector, self._max_items, self._max_batch)
+        return _make, (self.detector, self._max_items, self._max_batch, self._store)
 
     def screen(self, images: Iterable[PictureSource | Picture]) -> list[Verdict]:
         """One verdict a picture, in order; see the detector's own ``screen``.
@@ -160,7 +178,7 @@ class CachedDetector:
             batch = [self._queue.popleft() for _ in range(count)]
         try:
             with _patience(batch):
-                outcomes = _outcomes(self.detector, batch)
+                outcomes = self._found(batch)
         except BaseException:  # an interrupt is this thread's own; the others' pictures wait on
             with self._state:
                 self._queue.extendleft(reversed(batch))
@@ -168,13 +186,25 @@ class CachedDetector:
         with self._state:
             for request, outcome in zip(batch, outcomes, strict=True):
                 del self._asked[request.key]
-                if isinstance(outcome, Verdict) and outcome.status in _FINISHED:
+                if isinstance(outcome, Verdict) and is_finished(outcome):
                     self._remember(request.key, outcome)
         for request, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Verdict):
                 request.verdict.set_result(outcome)
             else:
                 request.verdict.set_exception(outcome)
+
+    def _found(self, batch: Sequence[_Request]) -> list[Verdict | Exception]:
+        """What the store knows of each picture, or else what the detector makes of it."""
+        if self._store is None:
+            return _outcomes(self.detector, batch)
+        keys = [store_key(self._identity, request.key) for request in batch]
+        known = self._store.load(keys)
+        rest = [(key, r) for key, r in zip(keys, batch, strict=True) if key not in known]
+        outcomes = _outcomes(self.detector, [request for _, request in rest])
+        looked = dict(zip([key for key, _ in rest], outcomes, strict=True))
+        self._store.save({k: v for k, v in looked.items() if isinstance(v, Verdict)})
+        return [known[key] if key in known else looked[key] for key in keys]
 
     def _remember(self, key: bytes, verdict: Verdict) -> None:
         self._known[key] = verdict
@@ -207,6 +237,8 @@ def _patience(batch: Sequence[_Request]) -> Iterator[None]:
 
 def _outcomes(detector: Any, batch: Sequence[_Request]) -> list[Verdict | Exception]:
     """What the detector makes of each picture, in one call unless that fails."""
+    if not batch:
+        return []
     kinds = {request.covered is None for request in batch}
     try:
         if len(kinds) == 1:
@@ -232,8 +264,10 @@ def _screened(detector: Any, batch: Sequence[_Request]) -> list[Verdict]:
     return verdicts
 
 
-def _make(detector: Any, max_items: int, max_batch: int) -> CachedDetector:
-    return CachedDetector(detector, max_items=max_items, max_batch=max_batch)
+def _make(
+    detector: Any, max_items: int, max_batch: int, store: VerdictStore | None
+) -> CachedDetector:
+    return CachedDetector(detector, max_items=max_items, max_batch=max_batch, store=store)
 
 
 _ALIVE: Final[WeakSet[CachedDetector]] = WeakSet()
