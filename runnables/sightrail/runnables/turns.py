@@ -5,7 +5,7 @@ A refusal is an AIMessage that says so in its metadata.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from langchain_core.messages import (
@@ -24,7 +24,15 @@ from sightrail.guardrails.carriers.carrier import MAX_DEPTH, too_deep, unknown_b
 from sightrail.guardrails.carriers.kinds import kind_of, text_of
 from sightrail.guardrails.carriers.media import read_media
 from sightrail.guardrails.errors import ImageRefused, PromptError, RequestRefused
-from sightrail.guardrails.model.messages import Conversation, ImagePart, Part, TextPart, called
+from sightrail.guardrails.model.messages import (
+    Conversation,
+    ImagePart,
+    Part,
+    TextPart,
+    Turn,
+    called,
+)
+from sightrail.guardrails.model.tools import ToolCall, new_call_id
 from sightrail.guardrails.policy import Surface
 from sightrail.guardrails.verdict import Verdict
 
@@ -45,22 +53,44 @@ _ROLES: Final = {
 
 
 def read_conversation(messages: Sequence[BaseMessage]) -> Conversation:
-    """Turn messages into alternating turns of text and pictures; nothing is decoded here.
+    """Turn messages into turns of text, pictures, calls and results; nothing is decoded here.
 
-    Local models know three roles and no tools: what a tool gave back is told as the user's words,
-    and neighbours of one role become one turn, which chat templates insist on.
+    Neighbours of one role become one turn, which chat templates insist on; results of tools stay
+    apart, each with its call.
 
     Raises:
         PromptError: a message that nobody can say to a model.
     """
-    return Conversation.of(
-        (_role(message), _parts(message, surface_of(message) or "user")) for message in messages
+    names = {
+        str(call["id"]): str(call["name"])
+        for message in messages
+        if isinstance(message, AIMessage)
+        for call in message.tool_calls
+    }
+    return Conversation.of(_turn(message, names) for message in messages)
+
+
+def _turn(message: BaseMessage, names: Mapping[str, str]) -> Turn:
+    role = _role(message)
+    parts = tuple(_blocks(message.content, surface_of(message) or "user", 0))
+    if isinstance(message, ToolMessage | FunctionMessage):
+        call = getattr(message, "tool_call_id", None)
+        return Turn(role, parts, call_id=call, name=message.name or names.get(str(call), ""))
+    if not isinstance(message, AIMessage):
+        return Turn(role, parts)
+    calls = (
+        ToolCall(call["name"], call["args"], call["id"] or new_call_id())
+        for call in message.tool_calls
     )
+    unread = (called(str(c["name"]), str(c["args"])) for c in message.invalid_tool_calls)
+    return Turn(role, (*parts, *unread), calls=tuple(calls))
 
 
 def _role(message: BaseMessage) -> str:
-    if isinstance(message, HumanMessage | ToolMessage | FunctionMessage):
+    if isinstance(message, HumanMessage):
         return "user"
+    if isinstance(message, ToolMessage | FunctionMessage):
+        return "tool"
     if isinstance(message, AIMessage):
         return "assistant"
     if isinstance(message, SystemMessage):
@@ -71,16 +101,6 @@ def _role(message: BaseMessage) -> str:
         f"A {type(message).__name__} cannot be said to a local model; use system, human, AI and "
         "tool messages."
     )
-
-
-def _parts(message: BaseMessage, surface: Surface) -> list[Part]:
-    parts = [*_blocks(message.content, surface, 0)]
-    if isinstance(message, ToolMessage | FunctionMessage):
-        result = f"Result of the tool {message.name or ''}:".replace(" :", ":")
-        parts.insert(0, TextPart(result))
-    if isinstance(message, AIMessage):
-        parts += [called(call["name"], call["args"]) for call in message.tool_calls]
-    return parts
 
 
 def _blocks(content: Any, surface: Surface, depth: int) -> Iterator[Part]:

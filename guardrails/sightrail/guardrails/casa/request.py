@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,7 +49,8 @@ def seen_positions(prompt: Prompt, decided_at: torch.Tensor) -> torch.Tensor:
 
 def _opened(shown: list[int], conversation: Conversation, host: Host) -> int:
     """How many tokens of a row belong to the prompt without the begun answer."""
-    alone = host.prompts.build([Conversation(conversation.turns[:-1])], spans=False, prefix=None)
+    before = replace(conversation, turns=conversation.turns[:-1])
+    alone = host.prompts.build([before], spans=False, prefix=None)
     expected = alone.inputs["input_ids"][0].tolist()
     same = 0
     while same < min(len(shown), len(expected)) and shown[same] == expected[same]:

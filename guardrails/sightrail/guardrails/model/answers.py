@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ..verdict import Verdict
+    from .tools import InvalidToolCall, ToolCall
 
-FinishReason = Literal["stop", "length", "refused"]
+FinishReason = Literal["stop", "length", "refused", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class Answer:
         verdicts: one verdict per picture and detector, in the order the pictures came; then those
             on the request as a whole (``subject`` is ``"request"``).
         usage: tokens read and written.
-        finish_reason: ``"stop"`` (end token or a stop text), ``"length"``, or ``"refused"``.
+        finish_reason: ``"stop"`` (end token or a stop text), ``"tool_calls"`` (the same, with
+            calls), ``"length"``, or ``"refused"``.
+        tool_calls: what the model proposes to call; none where the answer is refused.
+        invalid_tool_calls: what was meant as a call and cannot be read.
+        reasoning: what the model thought before, where it marks its thoughts.
+        step: how many times tools had given something back since the user spoke. A refusal at step
+            0 refuses the request; at a later one it refuses to go on from there.
     """
 
     text: str
@@ -44,6 +51,10 @@ class Answer:
     verdicts: tuple[Verdict, ...]
     usage: Usage
     finish_reason: FinishReason
+    tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
+    reasoning: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,12 @@ class AnswerChunk:
     Attributes:
         text: the new text. All pieces joined are exactly ``answer.text``.
         answer: the whole answer, on the last piece only.
+        reasoning: what is new of the model's thoughts.
+        tool_calls: calls, each once, valid or not. They come at the end: until then a guardrail
+            may still refuse.
     """
 
     text: str
     answer: Answer | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall | InvalidToolCall, ...] = ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,7 +19,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from .chat_form import apply_template, chat_of, style_of, template_text
+from .grammar import Grammar, Grammars, answer_grammar, call_grammar, grammars_of
+from .messages import end_tokens
 from .prompt import Prompt, PromptBuilder, tokenizer_lock
+from .tool_calls import THOUGHTS, AnswerReader, format_of, without_calls
+from .tools import Tool, ToolChoice
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -218,14 +223,69 @@ class Host:
         """Where prompts enter the model."""
         return device_of(self.model.get_input_embeddings())
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of some tokens, special ones left out."""
+    def decode(self, tokens: Sequence[int], reader: AnswerReader | None = None) -> str:
+        """The text of some tokens, special ones left out but those that a reader knows."""
         tokenizer = self.processor.tokenizer
         with tokenizer_lock(tokenizer):
+            if reader is not None:
+                known = tokenizer.added_tokens_decoder
+                tokens = [t for t in tokens if t not in known or reader.keeps(known[t])]
             text = tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                tokens, skip_special_tokens=reader is None, clean_up_tokenization_spaces=False
             )
         return str(text)
+
+    def reader(self, conversation: Conversation, grammar: Grammar | None) -> AnswerReader | None:
+        """What reads the answer to a conversation; None where it is text and nothing else.
+
+        A checkpoint that says how its answers are read is believed; what a grammar has forced is
+        read the way that was forced.
+        """
+        forced = grammar.calls if grammar is not None else None
+        own = getattr(self.processor.tokenizer, "response_template", None)
+        tools, written = conversation.tools, template_text(self.processor)
+        if own is not None and forced is None:
+            begun = apply_template(self.processor, chat_of(self.processor, conversation), tools)
+            return AnswerReader(own if tools else without_calls(own), begun, tools, own=True)
+        if not tools and "<think>" not in written:
+            return None
+        template = (forced or format_of(written)).template if tools else THOUGHTS
+        opened = "<think>" in written and style_of(self.processor).thinks
+        return AnswerReader(template, "<think>" if opened else "", tools)
+
+    def grammar(
+        self, tools: Sequence[Tool], choice: ToolChoice, schema: Mapping[str, Any] | None
+    ) -> Grammar | None:
+        """What an answer has to follow, known to be possible; None for any text.
+
+        Raises:
+            ConfigurationError: nothing satisfies the schema, or it asks for what is not known.
+            MissingDependencyError, UnsupportedModelError: see :attr:`grammars`.
+        """
+        if schema is None and not choice.forced:
+            return None
+        written = template_text(self.processor)
+        thinks = "<think>" in written and style_of(self.processor).thinks
+        if tools:
+            own = None if choice.forced else schema
+            form = format_of(written)
+            grammar = call_grammar(tools, choice, form, schema=own, thinking=thinks)
+        else:
+            grammar = answer_grammar(schema or {}, thinking=thinks)
+        self.grammars.matcher(grammar)
+        return grammar
+
+    @property
+    def grammars(self) -> Grammars:
+        """What a grammar means in this model's tokens.
+
+        Raises:
+            MissingDependencyError: llguidance is not installed.
+            UnsupportedModelError: it cannot read this tokenizer.
+        """
+        size = self.model.config.get_text_config().vocab_size
+        ends = frozenset(end_tokens(self.model.generation_config))
+        return grammars_of(self.processor.tokenizer, int(size), ends)
 
     @property
     def pad_token_id(self) -> int | None:

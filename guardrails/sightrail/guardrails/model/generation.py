@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 
 from ..errors import ConfigurationError
 from . import doorway
 from .families import TextTower
 from .gathering import Ticket
+from .grammar import AllowedTokens, Grammars
 from .interventions import Decision, Interventions
-from .messages import Conversation, GenerationOptions
+from .messages import Conversation, GenerationOptions, end_tokens
 from .processing import RequireEdits, processors, sampling_processors
 from .prompt import Prompt
 from .stopping import Cancelled, Decided, Decode, Row, RowByRow, StopAtText, find_stop
@@ -76,6 +77,7 @@ def generate(
     rows: Sequence[Row] = (),
     cancel: Collection[threading.Event] = (),
     decide_only: bool = False,
+    grammars: Callable[[], Grammars] | None = None,
 ) -> list[Generation]:
     """Generate for every row of a prompt.
 
@@ -90,9 +92,11 @@ def generate(
         rows: what is each row's own; without them ``options`` go for every row.
         cancel: any of these, once set, ends the run after the token at work.
         decide_only: end as soon as every guardrail has decided.
+        grammars: of the model's tokenizer, for rows that follow one.
 
     Raises:
-        ConfigurationError: an unknown setting, or streaming with beams.
+        ConfigurationError: an unknown setting, streaming with beams, or a grammar that nothing
+            satisfies.
         UnsupportedModelError: a guardrail came to no decision, or an edit did not run.
     """
     rows = rows or [Row(options)] * prompt.rows
@@ -104,25 +108,30 @@ def generate(
         raise ConfigurationError(
             f"Streaming needs one beam, got num_beams={beams}; use chat instead."
         )
+    if options.grammar is not None and beams > 1:
+        raise ConfigurationError(
+            f"A structured answer needs one beam, and the checkpoint asks for {beams}; pass "
+            "num_beams=1."
+        )
     waiting = [one.decisions for one in interventions if one.decisions is not None]
     ends = Decided(waiting, prompt.rows, decide_only=decide_only)
     if ends.all_ended():
         return [_unbegun(prompt, row, ends.row(row)) for row in range(prompt.rows)]
     inputs, begin = _start(prompt, options, config, interventions, stream=stream)
     sent = prompt.inputs["attention_mask"].sum(dim=1).tolist()
+    followed = grammars() if grammars and any(row.options.grammar for row in rows) else None
+    ending = end_tokens(config) | (followed.end if followed else frozenset())
 
     def made(row: int, tokens: list[int]) -> Generation:
         own = rows[row].options
-        cut = _generation(
-            tokens[: own.max_new_tokens], int(sent[row]), end_tokens(config), own, decode
-        )
+        cut = _generation(tokens[: own.max_new_tokens], int(sent[row]), ending, own, decode)
         return _with_decisions(cut, ends.row(row))
 
     if beams > 1:
         # A search with beams has one setting for all rows.
         criteria = _stop_texts(options, begin, decode)
     else:
-        criteria = [RowByRow(rows, begin, end_tokens(config), decode, ends, made)]
+        criteria = [RowByRow(rows, begin, ending, decode, ends, made)]
     sampling = sampling_processors(options, [row.options.seed for row in rows])
     state = request_state(interventions, tower)
     checks = [] if state is None else [RequireEdits(state, inputs["input_ids"].shape[1])]
@@ -130,7 +139,13 @@ def generate(
         output = model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=processors(interventions, sampling, begin, checks=checks),
+            logits_processor=processors(
+                interventions,
+                sampling,
+                begin,
+                checks=checks,
+                allowed=_allowed(rows, followed, ends),
+            ),
             stopping_criteria=StoppingCriteriaList(
                 [*criteria, *([Cancelled(cancel)] if cancel else []), *([ends] if waiting else [])]
             ),
@@ -139,12 +154,28 @@ def generate(
     return [made(row, tokens) for row, tokens in enumerate(output[:, begin:].tolist())]
 
 
+def _allowed(
+    rows: Sequence[Row], grammars: Grammars | None, ends: Decided
+) -> list[LogitsProcessor]:
+    """The mask of the rows that follow a grammar; one that is refused is free to say so."""
+    if grammars is None:
+        return []
+    asked = [row.options.grammar for row in rows]
+    matchers = [None if grammar is None else grammars.matcher(grammar) for grammar in asked]
+
+    def refused(row: int) -> bool:
+        return any(decision.verdict.action in ("refuse", "raise") for decision in ends.row(row))
+
+    return [AllowedTokens(matchers, grammars.end, refused)]
+
+
 def _joint(options: GenerationOptions, rows: Sequence[Row]) -> GenerationOptions:
     """The settings of the run that serves every row's own."""
     return replace(
         options,
         max_new_tokens=max(row.options.max_new_tokens for row in rows),
         stop=tuple(dict.fromkeys(text for row in rows for text in row.options.stop)),
+        grammar=next((row.options.grammar for row in rows if row.options.grammar), None),
     )
 
 
@@ -188,6 +219,7 @@ def _begun(
             continue
         alone = not any((*o.logits, *o.answer_logits, o.hidden_tokens, o.decisions) for o in others)
         plain = not (stream or options.sampled or options.stop or set(options.extra) - _COUNTED)
+        plain = plain and options.grammar is None
         may_speak = alone and plain and one.prefilled.spoken < options.max_new_tokens
         return one.prefilled if may_speak or not one.prefilled.spoken else one.prefilled.silent
     return None
@@ -237,14 +269,6 @@ def _joined(edits: Sequence[Mapping[K, E]]) -> dict[K, tuple[E, ...]]:
 
 def _stop_texts(options: GenerationOptions, begin: int, decode: Decode) -> list[StoppingCriteria]:
     return [StopAtText(options.stop, begin, decode)] if options.stop else []
-
-
-def end_tokens(config: Any) -> set[int]:
-    """What ends an answer under a ``GenerationConfig``."""
-    end = config.eos_token_id
-    if end is None:
-        return set()
-    return set(end) if isinstance(end, list | tuple) else {int(end)}
 
 
 def _generation(

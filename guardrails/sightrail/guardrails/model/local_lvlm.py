@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -18,15 +19,18 @@ import torch
 
 from . import doorway
 from .answers import Answer, AnswerChunk
+from .chat_form import shaped
 from .families import Host, context_length, image_token_ids, is_known, text_tower, unwrapped
 from .gathering import Gathering, Place
+from .grammar import ResponseFormat, read_response_format
 from .loading import load_model
-from .messages import Conversation, Messages, read_messages, read_options
+from .messages import Conversation, GenerationOptions, Messages, read_messages, read_options
 from .pipeline import Pipeline, decode_conversation
 from .preprocessing import seen_by
 from .prompt import PromptBuilder
 from .stack import build_stack
 from .stopping import StreamCancel, in_thread, stream_in_thread
+from .tools import ToolChoice, ToolSource, read_tool_choice, read_tools
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -173,6 +177,10 @@ class LocalLVLM:
         self,
         messages: Messages,
         *,
+        tools: Sequence[ToolSource] = (),
+        tool_choice: ToolChoice | str | bool | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        response_format: ResponseFormat | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float | None = None,
@@ -187,6 +195,12 @@ class LocalLVLM:
 
         Args:
             messages: see :func:`messages.read_messages`.
+            tools: what the model may call; see :func:`tools.read_tools`. Its calls come back in
+                ``Answer.tool_calls`` and nothing is carried out.
+            tool_choice: whether it may, must or must not; see :func:`tools.read_tool_choice`.
+            parallel_tool_calls: whether several calls may be made at once where one has to be.
+            response_format: the answer is JSON of this schema, a JSON schema or a pydantic model.
+                With tools beside it, the answer is calls or such JSON.
             max_new_tokens: at most this many tokens.
             temperature: 0 is greedy.
             top_p: nucleus sampling.
@@ -199,22 +213,30 @@ class LocalLVLM:
 
         Raises:
             PromptError: the conversation cannot be turned into a prompt.
-            ConfigurationError: a generation setting is not possible.
+            ConfigurationError: a generation setting is not possible, a tool is none, or a schema
+                cannot be satisfied.
+            UnsupportedModelError: the model's chat template knows no tools.
+            MissingDependencyError: a schema or a forced call needs llguidance.
             ImageError: a picture cannot be read, and no detector is there to judge that.
             ImageRefused, RequestRefused: the policy asks for an exception.
             Abandoned: ``cancel`` was set before the answer was there.
             DeadlineExceeded: the answer was not there by the deadline of ``place``.
         """
-        options = read_options(
-            stop,
+        asked, options = self._asked(
+            [messages],
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            stop=stop,
             seed=seed,
             **generation,
         )
-        return self._pipeline.answer_all([self._read(messages)], options, cancel, place)[0]
+        return self._pipeline.answer_all(asked, options, cancel, place)[0]
 
     def batch(
         self,
@@ -238,8 +260,7 @@ class LocalLVLM:
         Raises:
             As :meth:`chat`; nothing is answered if one conversation is not readable.
         """
-        settings = read_options(**options)
-        conversations = [self._read(one) for one in messages]
+        conversations, settings = self._asked(messages, **options)
         return self._pipeline.answer_all(conversations, settings, cancel, place)
 
     def stream(
@@ -265,8 +286,7 @@ class LocalLVLM:
         Raises:
             As :meth:`chat`.
         """
-        settings = read_options(**options)
-        conversation = self._read(messages)
+        (conversation,), settings = self._asked([messages], **options)
         yield from self._pipeline.stream(conversation, settings, StreamCancel(cancel), place)
 
     def assess(self, messages: Messages) -> tuple[Verdict, ...]:
@@ -286,7 +306,7 @@ class LocalLVLM:
 
     def assess_batch(self, messages: Sequence[Messages]) -> list[tuple[Verdict, ...]]:
         """:meth:`assess` for several conversations, in as few runs as the model allows."""
-        return self._pipeline.assess_all([self._read(one) for one in messages])
+        return self._pipeline.assess_all(self._asked(messages)[0])
 
     async def aassess(self, messages: Messages) -> tuple[Verdict, ...]:
         """:meth:`assess` in a thread of its own."""
@@ -324,6 +344,30 @@ class LocalLVLM:
             "A LocalLVLM cannot be pickled: it holds a loaded model. Send its settings to the "
             "other process and build it there with LocalLVLM.from_pretrained."
         )
+
+    def _asked(
+        self,
+        messages: Sequence[Messages],
+        *,
+        tools: Sequence[ToolSource] = (),
+        tool_choice: ToolChoice | str | bool | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        response_format: ResponseFormat | None = None,
+        **options: Any,
+    ) -> tuple[list[Conversation], GenerationOptions]:
+        """The conversations as the model's chat template takes them, and how to answer them.
+
+        Raises:
+            As :meth:`chat`, before anything is looked at or generated.
+        """
+        known = read_tools(tools)
+        choice = read_tool_choice(tool_choice, known, parallel=parallel_tool_calls)
+        schema = read_response_format(response_format)
+        offered = () if choice.kind == "none" else known
+        talks = [replace(self._read(talk), tools=offered) for talk in messages]
+        talks = [shaped(self.processor, talk) for talk in talks]
+        grammar = self._host.grammar(offered, choice, schema)
+        return talks, read_options(**options, grammar=grammar)
 
     def _read(self, messages: Messages) -> Conversation:
         """The conversation; where no detector judges what cannot be read, that is an error.

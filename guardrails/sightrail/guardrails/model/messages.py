@@ -11,19 +11,21 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
 from ..errors import ConfigurationError, PromptError
 from ..policy import Surface
+from .tools import Tool, ToolCall, new_call_id
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..carriers.carrier import Payload
     from ..intake import Picture
+    from .grammar import Grammar
 
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,21 @@ Part: TypeAlias = TextPart | ImagePart
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: who speaks (one of ROLES), and the parts in their order."""
+    """One message.
+
+    Attributes:
+        role: who speaks, one of ROLES.
+        parts: texts and pictures in their order.
+        calls: what the model called, in an assistant's turn.
+        call_id: the call to which a tool's turn is the result.
+        name: the tool whose result this is, whoever tells it; None where it is no result.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None
+    name: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -74,21 +87,49 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, from a framework's messages to the chat template."""
+    """Turns, from a framework's messages to the chat template, and the tools that may be called."""
 
     turns: tuple[Turn, ...]
+    tools: tuple[Tool, ...] = ()
 
     @classmethod
-    def of(cls, said: Iterable[tuple[str, Sequence[Part]]]) -> Conversation:
-        """What was said as which role; neighbours of one role become one turn."""
+    def of(cls, said: Iterable[Turn], tools: Sequence[Tool] = ()) -> Conversation:
+        """What was said; neighbours of one role become one turn, calls and results stay apart."""
         turns: list[Turn] = []
-        for role, parts in said:
-            new = Turn(role, tuple(parts) or (TextPart(""),))
-            if turns and turns[-1].role == role:
-                turns[-1] = Turn(role, _joined(turns[-1].parts, new.parts))
+        for turn in said:
+            parts = turn.parts if turn.parts or turn.calls else (TextPart(""),)
+            new = replace(turn, parts=parts)
+            if turns and _joins(turns[-1], new):
+                turns[-1] = _joined_turn(turns[-1], new)
             else:
                 turns.append(new)
-        return cls(tuple(turns))
+        return cls(tuple(turns), tuple(tools))
+
+    @property
+    def has_tool_turns(self) -> bool:
+        """Whether a tool was called, or gave something back."""
+        return any(turn.calls or turn.role == "tool" for turn in self.turns)
+
+    def told(self) -> Conversation:
+        """The same in words, for a model that knows no tools.
+
+        Calls become the model's words and results the user's.
+        """
+        return Conversation.of((_told(turn) for turn in self.turns), self.tools)
+
+    @property
+    def request(self) -> tuple[Turn, ...]:
+        """What the model is to act on: the user's last words, and the results that followed."""
+        own = [i for i, turn in enumerate(self.turns) if turn.role == "user" and turn.name is None]
+        asked = own[-1] if own else self.last_user_turn
+        later = (turn for turn in self.turns[asked + 1 :] if turn.name is not None)
+        return (self.turns[asked], *later)
+
+    @property
+    def step(self) -> int:
+        """How many times tools have given something back since the user spoke; 0 before any."""
+        last = self.turns.index(self.request[0])
+        return sum(bool(turn.calls) for turn in self.turns[last:]) or len(self.request) - 1
 
     @property
     def image_parts(self) -> list[ImagePart]:
@@ -125,11 +166,11 @@ class Conversation:
     def with_images(self, parts: Sequence[Part]) -> Conversation:
         """Other parts in the places of the pictures, one for each of ``image_parts``."""
         supply = iter(parts)
-        return Conversation(tuple(_with_images(turn, supply) for turn in self.turns))
+        return replace(self, turns=tuple(_with_images(turn, supply) for turn in self.turns))
 
     def with_turn(self, index: int, turn: Turn) -> Conversation:
         """Another turn in the place of one."""
-        return Conversation((*self.turns[:index], turn, *self.turns[index + 1 :]))
+        return replace(self, turns=(*self.turns[:index], turn, *self.turns[index + 1 :]))
 
 
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]] | Conversation
@@ -143,7 +184,9 @@ def read_messages(messages: Messages) -> Conversation:
         messages: a string (one user turn) or a sequence of
             ``{"role": "system" | "user" | "assistant", "content": str | list of parts}`` with parts
             ``{"type": "text", "text": ...}`` and ``{"type": "image", "image": ...}``; a picture may
-            say its ``"surface"`` (see ``policy.Surface``) where it is not the role's own.
+            say its ``"surface"`` (see ``policy.Surface``) where it is not the role's own. An
+            assistant's message may have ``"tool_calls"``, and what they gave back is ``{"role":
+            "tool", "tool_call_id": ..., "name": ..., "content": ...}``, both as OpenAI has them.
 
     Raises:
         PromptError: no message, an unknown role or part type, a part without its payload, or no
@@ -173,6 +216,34 @@ def called(name: str, arguments: Any) -> TextPart:
     return TextPart(f"Called the tool {name} with {told}.")
 
 
+def _told(turn: Turn) -> Turn:
+    if turn.role == "tool":
+        result = TextPart(f"Result of the tool {turn.name or ''}:".replace(" :", ":"))
+        return Turn("user", _from_tool((result, *turn.parts)), name=turn.name or "")
+    words = tuple(called(call.name, dict(call.arguments)) for call in turn.calls)
+    said = tuple(part for part in turn.parts if not words or part != TextPart(""))
+    return replace(turn, parts=(*said, *words), calls=())
+
+
+def _from_tool(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts of a result; its pictures stay the tool's, whoever tells them."""
+    return tuple(
+        replace(part, surface=part.surface or "tool") if isinstance(part, ImagePart) else part
+        for part in parts
+    )
+
+
+def _joins(last: Turn, new: Turn) -> bool:
+    return last.role == new.role != "tool" and not last.calls
+
+
+def _joined_turn(last: Turn, new: Turn) -> Turn:
+    if not (last.parts and new.parts):
+        return replace(new, parts=last.parts + new.parts)
+    name = last.name if new.name is not None else None
+    return replace(new, parts=_joined(last.parts, new.parts), name=name)
+
+
 def _joined(first: tuple[Part, ...], second: tuple[Part, ...]) -> tuple[Part, ...]:
     last, begin = first[-1], second[0]
     if isinstance(last, TextPart) and isinstance(begin, TextPart):
@@ -187,22 +258,55 @@ def _with_images(turn: Turn, supply: Iterator[Part]) -> Turn:
     return replace(turn, parts=tuple(parts))
 
 
+_NEEDED: Final = {"role", "content"}
+
+
 def _turn(message: Any) -> Turn:
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+    needed = {"role"} if isinstance(message, Mapping) and message.get("tool_calls") else _NEEDED
+    if not isinstance(message, Mapping) or not needed <= message.keys():
         raise PromptError(
             f"A message must be a mapping with 'role' and 'content', got {_describe(message)}."
         )
-    role, content = message["role"], message["content"]
+    role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise PromptError(f"Unknown role {role!r}; use one of {', '.join(ROLES)}.")
+    calls = tuple(_read_call(call) for call in message.get("tool_calls") or ())
+    parts = _content(role, content, optional=bool(calls))
+    if role != "tool":
+        return Turn(role, parts, calls=calls)
+    return Turn(role, parts, call_id=message.get("tool_call_id"), name=message.get("name") or "")
+
+
+def _content(role: str, content: Any, *, optional: bool) -> tuple[Part, ...]:
     if isinstance(content, str):
-        return Turn(role, (TextPart(content),))
+        return (TextPart(content),) if content or not optional else ()
+    if content is None and optional:
+        return ()
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
         raise PromptError(
             f"The content of a {role} message must be a string or a list of parts, "
             f"got {type(content).__name__}."
         )
-    return Turn(role, tuple(_part(part) for part in content))
+    return tuple(_part(part) for part in content)
+
+
+def _read_call(call: Any) -> ToolCall:
+    if isinstance(call, ToolCall):
+        return call
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise PromptError(
+            f"Cannot read the tool call {_describe(call)}; use "
+            '{"id": ..., "function": {"name": ..., "arguments": JSON text or object}}.'
+        )
+    given = function.get("arguments") or {}
+    try:
+        arguments = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, Mapping):
+        raise PromptError("The arguments of a tool call are no JSON object.")
+    return ToolCall(function["name"], dict(arguments), str(call.get("id") or new_call_id()))
 
 
 def _part(part: Any) -> Part:
@@ -247,6 +351,7 @@ class GenerationOptions:
         top_k: keep this many likeliest tokens; needs temperature.
         stop: the answer ends before the first of these texts.
         seed: makes sampling repeatable, whatever else runs at the same time.
+        grammar: what the answer has to follow; None for any text.
         extra: further fields of transformers' ``GenerationConfig`` (``num_beams``,
             ``repetition_penalty``, ...).
 
@@ -260,6 +365,7 @@ class GenerationOptions:
     top_k: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    grammar: Grammar | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -284,6 +390,10 @@ class GenerationOptions:
         if self.sampled and self.beams > 1:
             raise ConfigurationError(
                 f"num_beams={self.beams} needs temperature=0; sampling uses one beam."
+            )
+        if self.grammar is not None and self.beams > 1:
+            raise ConfigurationError(
+                f"num_beams={self.beams}: a structured answer or a forced call needs one beam."
             )
 
     @property
@@ -337,8 +447,16 @@ def read_options(stop: Sequence[str] | str = (), **settings: Any) -> GenerationO
     Raises:
         ConfigurationError: see :class:`GenerationOptions`.
     """
-    named = {"max_new_tokens", "temperature", "top_p", "top_k", "seed"}
+    named = {"max_new_tokens", "temperature", "top_p", "top_k", "seed", "grammar"}
     own = {key: value for key, value in settings.items() if key in named}
     extra = {key: value for key, value in settings.items() if key not in named}
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return GenerationOptions(stop=texts, extra=extra, **own)
+
+
+def end_tokens(config: Any) -> set[int]:
+    """What ends an answer under a ``GenerationConfig``."""
+    end = config.eos_token_id
+    if end is None:
+        return set()
+    return set(end) if isinstance(end, list | tuple) else {int(end)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -17,7 +17,7 @@ from ..carriers.words import words_in
 from ..errors import Abandoned, ImageError, RequestRefused
 from ..intake import Picture, RequestReader
 from ..verdict import NotInspected, Verdict
-from .answers import Answer, AnswerChunk, Usage
+from .answers import Answer, AnswerChunk, FinishReason, Usage
 from .families import Host, mixes_picture_counts
 from .gathering import POLL_S, Gathering, Place, gatherer_of
 from .generation import Asked, Generation, RowTicket, generate, run_together, seeded, together_key
@@ -26,6 +26,7 @@ from .messages import Conversation, GenerationOptions, ImagePart, Part, TextPart
 from .prompt import Prompt
 from .stack import GuardrailStack
 from .stopping import Row, TokenStream, begun_anew, finished_text, showable_text
+from .tool_calls import AnswerReader, AnyCall, Said
 
 if TYPE_CHECKING:
     from ..intake import Limits
@@ -34,7 +35,12 @@ if TYPE_CHECKING:
     from ..verdict import Verdict
 
 
-_SURFACES: Final[dict[str, Surface]] = {"user": "user", "system": "system", "assistant": "ai"}
+_SURFACES: Final[dict[str, Surface]] = {
+    "user": "user",
+    "system": "system",
+    "assistant": "ai",
+    "tool": "tool",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def screen_conversation(
     Raises:
         ImageRefused: the policy asks for an exception.
     """
-    words = "\n".join(conversation.turns[conversation.last_user_turn].texts)
+    words = "\n".join(conversation.request[0].texts)
     carriers = [
         Carrier(
             source=part.decoded or part.source,
@@ -177,14 +183,16 @@ class Pipeline:
         """
         screened = [self.screen(conversation) for conversation in conversations]
         answers: dict[int, Answer] = {
-            row: self.refusal(item.verdicts)
+            row: self.refusal(item.verdicts, conversations[row])
             for row, item in enumerate(screened)
             if item.conversation is None
         }
         for rows in _runs(screened, mixed=mixes_picture_counts(self.host.model)):
             asked = [c for row in rows if (c := screened[row].conversation)]
             for row, made in zip(rows, self._made(asked, options, cancel, place), strict=True):
-                answers[row] = self.answer(made, screened[row].verdicts, options)
+                talk, verdicts = conversations[row], screened[row].verdicts
+                reader = self.host.reader(talk, options.grammar)
+                answers[row] = self.answer(made, verdicts, options, talk, reader)
         return [answers[row] for row in range(len(conversations))]
 
     def _made(
@@ -285,6 +293,7 @@ class Pipeline:
             rows=rows,
             cancel=[cancel],
             decide_only=decide_only,
+            grammars=lambda: self.host.grammars,
         )
 
     def assess_all(self, conversations: Sequence[Conversation]) -> list[tuple[Verdict, ...]]:
@@ -308,16 +317,20 @@ class Pipeline:
         """Answer one conversation piece by piece."""
         screened = self.screen(conversation)
         if screened.conversation is None:
-            answer = self.refusal(screened.verdicts)
+            answer = self.refusal(screened.verdicts, conversation)
             yield AnswerChunk(answer.text, answer)
             return
+        reader = self.host.reader(conversation, options.grammar)
         tokens = TokenStream()
         asked = Asked(screened.conversation, seeded(options, 1)[0], tokens.put)
         ticket = self._ticket([asked], cancel, place, on_end=tokens.end)
         gatherer = gatherer_of(self.host.model)
         gatherer.start(ticket, self.gathering)
         try:
-            yield from self._pieces(ticket, tokens, screened.verdicts, options)
+            shown = yield from self._pieces(ticket, tokens, options, reader)
+            made = ticket.results()[0]
+            answer = self.answer(made, screened.verdicts, options, conversation, reader)
+            yield from _last_chunks(answer, shown)
         except Abandoned:
             return  # cancelled before the answer began
         finally:
@@ -328,24 +341,35 @@ class Pipeline:
         self,
         ticket: RowTicket,
         stream: TokenStream,
-        verdicts: tuple[Verdict, ...],
         options: GenerationOptions,
-    ) -> Generator[AnswerChunk, None, None]:
+        reader: AnswerReader | None,
+    ) -> Generator[AnswerChunk, None, Said]:
+        """What is certain of the answer as it comes; at the end, what of it was shown."""
         tokens: list[int] = []
-        shown = ""
+        shown = Said()
         look_after = partial(gatherer_of(self.host.model).look_after, ticket, self.gathering)
         for new in stream.read(look_after, POLL_S):
             tokens += new
-            text = showable_text(self.host.decode(tokens), options.stop)
-            if len(text) > len(shown) and text.startswith(shown):
-                piece, shown = text[len(shown) :], text
-                yield AnswerChunk(piece)
-        yield _last_chunk(self.answer(ticket.results()[0], verdicts, options), shown)
+            text = showable_text(self.host.decode(tokens, reader), options.stop)
+            said = Said(text) if reader is None else reader.read(text)
+            if said.follows(shown):
+                yield AnswerChunk(
+                    said.text[len(shown.text) :], reasoning=said.reasoning[len(shown.reasoning) :]
+                )
+                shown = said
+        return shown
 
     def answer(
-        self, generation: Generation, verdicts: tuple[Verdict, ...], options: GenerationOptions
+        self,
+        generation: Generation,
+        verdicts: tuple[Verdict, ...],
+        options: GenerationOptions,
+        conversation: Conversation,
+        reader: AnswerReader | None = None,
     ) -> Answer:
         """What the user gets for one row of a run.
+
+        What is refused holds no calls, whatever the model has written.
 
         Raises:
             RequestRefused: the policy asks for an exception.
@@ -357,28 +381,41 @@ class Pipeline:
                 verdicts=generation.verdicts,
             )
         refused = any(verdict.action == "refuse" for verdict in generation.verdicts)
-        words = finished_text(self.host.decode(generation.tokens), options.stop)
+        words = finished_text(self.host.decode(generation.tokens, reader), options.stop)
+        said = Said(words) if reader is None else reader.end(words)
+        said = replace(said, calls=()) if refused else said
+        finish: FinishReason = generation.finish_reason
+        if said.valid and finish == "stop":
+            finish = "tool_calls"
         return Answer(
-            text=words
+            text=said.text
             if generation.answered
             else self.host.policy.refusal_for(generation.verdicts),
             refused=refused,
             verdicts=verdicts,
             usage=Usage(generation.input_tokens, generation.output_tokens),
-            finish_reason="refused" if refused else generation.finish_reason,
+            finish_reason="refused" if refused else finish,
+            tool_calls=said.valid,
+            invalid_tool_calls=said.invalid,
+            reasoning=said.reasoning if generation.answered else "",
+            step=conversation.step,
         )
 
-    def refusal(self, verdicts: tuple[Verdict, ...]) -> Answer:
+    def refusal(self, verdicts: tuple[Verdict, ...], conversation: Conversation) -> Answer:
         """What the user gets where screening refuses."""
         text = self.host.policy.refusal_for(verdicts)
-        return Answer(text, True, verdicts, Usage(0, 0), "refused")
+        return Answer(text, True, verdicts, Usage(0, 0), "refused", step=conversation.step)
 
 
-def _last_chunk(answer: Answer, shown: str) -> AnswerChunk:
+def _last_chunks(answer: Answer, shown: Said) -> Iterator[AnswerChunk]:
     """What is left to show; a refusal comes after whatever was shown before a guardrail broke."""
-    if not answer.text.startswith(shown):
-        answer = replace(answer, text=f"{shown} {answer.text}")
-    return AnswerChunk(answer.text[len(shown) :], answer)
+    calls: tuple[AnyCall, ...] = (*answer.tool_calls, *answer.invalid_tool_calls)
+    for call in calls:
+        yield AnswerChunk("", tool_calls=(call,))
+    if not answer.text.startswith(shown.text):
+        answer = replace(answer, text=f"{shown.text} {answer.text}")
+    thought = answer.reasoning[len(shown.reasoning) :]
+    yield AnswerChunk(answer.text[len(shown.text) :], answer, reasoning=thought)
 
 
 def _runs(screened: Sequence[ScreenedConversation], *, mixed: bool) -> list[list[int]]:

@@ -147,17 +147,20 @@ def processors(
     begin: int,
     *,
     checks: Sequence[LogitsProcessor] = (),
+    allowed: Sequence[LogitsProcessor] = (),
 ) -> LogitsProcessorList:
-    """Checks, the guardrails' processors, those for the answer alone, and sampling, in this order.
+    """Checks, the guardrails' processors, what the answer may hold, and sampling, in this order.
 
     Args:
         interventions: of the request.
         sampling: draws the token.
         begin: length of the sequence where the answer begins.
         checks: look at the run before anything is changed.
+        allowed: leave of the answer's tokens those that it may hold.
     """
     parts = [Part(processor) for processor in checks]
     parts += [Part(processor) for one in interventions for processor in one.logits]
     parts += [Part(processor, begin) for one in interventions for processor in one.answer_logits]
+    parts += [Part(processor, begin) for processor in allowed]
     parts += [Part(processor) for processor in sampling]
     return LogitsProcessorList([Together(parts)] if parts else [])

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from ..errors import PromptError
-from .messages import Conversation, ImagePart
+from .chat_form import apply_template, chat_of
+from .messages import Conversation
 
 # Private-use characters: no template, tokenizer or special token contains them.
 _FIRST_MARK, _LAST_MARK = 0xE000, 0xF8FF
@@ -69,7 +70,7 @@ def render(processor: Any, conversation: Conversation) -> str:
         PromptError: there is no chat template, it refuses the conversation, or the prompt does not
             hold one placeholder for each picture.
     """
-    text = _render(processor, _chat(conversation))
+    text = apply_template(processor, chat_of(processor, conversation), conversation.tools)
     placeholder = getattr(processor, "image_token", None)
     found, expected = text.count(placeholder) if placeholder else 0, len(conversation.image_parts)
     # None at all may be a processor that calls its placeholder otherwise; it checks for itself.
@@ -84,16 +85,22 @@ def render(processor: Any, conversation: Conversation) -> str:
 def render_marked(processor: Any, conversation: Conversation) -> MarkedText:
     """The prompt text with markers in place of the last user texts.
 
+    What tools have given back since then belongs to the request, and is marked as well, unless the
+    template rewrites it (as JSON, for example).
+
     Raises:
         PromptError: see :func:`render`; or the template rewrites the text, so that its place in
             the prompt is not certain.
     """
     plain = render(processor, conversation)
+    last = conversation.last_user_turn
+    results = [i for i, turn in enumerate(conversation.turns) if i > last and turn.role == "tool"]
     # Templates either keep a text or strip the space around it.
-    for clean in (str, str.strip):
-        marked = _mark(processor, conversation, plain, clean)
-        if marked.fill(marked.text)[0] == plain:
-            return marked
+    for turns in ([last, *results], [last]) if results else ([last],):
+        for clean in (str, str.strip):
+            marked = _mark(processor, conversation, turns, plain, clean)
+            if marked is not None and marked.fill(marked.text)[0] == plain:
+                return marked
     raise PromptError(
         "The chat template rewrites the last user message, so its place in the prompt is not "
         "certain; attention-level defences need a template that keeps the text."
@@ -129,19 +136,36 @@ def text_ranges(marked: MarkedText, ranges: list[CharRange], prefix: str | None)
     return TextRanges(prefix_ranges, tuple(instruction))
 
 
-def _mark(processor: Any, conversation: Conversation, plain: str, clean: Any) -> MarkedText:
-    chat = _chat(conversation)
-    parts = [part for part in chat[conversation.last_user_turn]["content"] if "text" in part]
-    marks = _free_marks(plain, len(parts))
-    texts = [clean(part["text"]) for part in parts]
-    for part, text, mark in zip(parts, texts, marks, strict=True):
-        part["text"] = mark * len(text)
+def _mark(
+    processor: Any, conversation: Conversation, turns: Sequence[int], plain: str, clean: Any
+) -> MarkedText | None:
+    """The marked rendering; None where the text of a result has no certain place."""
+    chat = chat_of(processor, conversation)
+    places = [place for index in turns for place in _texts_of(chat[index])]
+    marks = _free_marks(plain, len(places))
+    texts = [clean(holder[key]) for holder, key in places]
+    for (holder, key), text, mark in zip(places, texts, marks, strict=True):
+        holder[key] = mark * len(text)
     filled = [(text, mark) for text, mark in zip(texts, marks, strict=True) if text]
-    return MarkedText(
-        text=_render(processor, chat),
+    marked = MarkedText(
+        text=apply_template(processor, chat, conversation.tools),
         texts=tuple(text for text, _ in filled),
         marks=tuple(mark for _, mark in filled),
     )
+    if len(turns) > 1:
+        try:
+            marked.fill(marked.text)
+        except PromptError:
+            return None
+    return marked
+
+
+def _texts_of(message: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where the texts of a message stand, as (holder, key)."""
+    content = message["content"]
+    if isinstance(content, str):
+        return [(message, "content")]
+    return [(part, "text") for part in content if "text" in part]
 
 
 def _free_marks(text: str, count: int) -> list[str]:
@@ -149,40 +173,6 @@ def _free_marks(text: str, count: int) -> list[str]:
     used = set(text)
     free = (chr(code) for code in range(_FIRST_MARK, _LAST_MARK) if chr(code) not in used)
     return [mark for mark, _ in zip(free, range(count), strict=False)]
-
-
-def _chat(conversation: Conversation) -> list[dict[str, Any]]:
-    return [
-        {
-            "role": turn.role,
-            "content": [
-                {"type": "image"}
-                if isinstance(part, ImagePart)
-                else {"type": "text", "text": part.text}
-                for part in turn.parts
-            ],
-        }
-        for turn in conversation.turns
-    ]
-
-
-def _render(processor: Any, chat: list[dict[str, Any]]) -> str:
-    continued = chat[-1]["role"] == "assistant"
-    try:
-        text = processor.apply_chat_template(
-            chat,
-            tokenize=False,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
-        )
-    except Exception as error:
-        # Templates speak through jinja exceptions of many kinds: no template at all, an unknown
-        # role, roles that do not alternate.
-        raise PromptError(
-            f"The model's chat template cannot render this conversation: {error} "
-            "Check the order of roles, or set processor.chat_template."
-        ) from error
-    return str(text)
 
 
 #: Where something stands in a text, as (first character, one past the last).

@@ -19,9 +19,9 @@ from transformers import LogitsProcessor
 
 from ..errors import Abandoned, PromptError, UnsupportedModelError
 from ..model.families import Host
-from ..model.generation import Generation, end_tokens, generate
+from ..model.generation import Generation, generate
 from ..model.interventions import Interventions
-from ..model.messages import Conversation, GenerationOptions, TextPart
+from ..model.messages import Conversation, GenerationOptions, TextPart, end_tokens
 from ..model.prompt import Prompt
 from ..model.shared_prefill import Prefilled, SharedPrefill, can_share
 from .risk import mix_logits, opening, risk, similarity
@@ -164,8 +164,10 @@ def asking(conversation: Conversation, text: str) -> Conversation:
     """The conversation up to its last user turn, the text there replaced.
 
     Earlier turns stay as they are. In the last user turn the pictures stay, in front of the text;
-    what follows it (an answer that was begun) is left out.
+    what follows it (an answer that was begun) is left out. What tools have given back is told as
+    the user's words, so that their pictures are looked at at every step.
     """
+    conversation = replace(conversation.told(), tools=())
     last = conversation.last_user_turn
     turn = conversation.turns[last]
     asked = replace(turn, parts=(*turn.image_parts, TextPart(text)))
@@ -173,8 +175,8 @@ def asking(conversation: Conversation, text: str) -> Conversation:
 
 
 def question(conversation: Conversation) -> str:
-    """The texts of the last user turn."""
-    texts = conversation.turns[conversation.last_user_turn].texts
+    """What the user asked last, and the texts that tools have given back since."""
+    texts = [text for turn in conversation.request for text in turn.texts]
     return " ".join(text.strip() for text in texts if text.strip())
 
 

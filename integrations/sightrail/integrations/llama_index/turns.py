@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
@@ -17,7 +18,8 @@ from llama_index.core.schema import BaseNode, ImageNode, MediaResource, NodeWith
 
 from sightrail.guardrails.carriers.carrier import MAX_DEPTH, too_deep
 from sightrail.guardrails.errors import PromptError
-from sightrail.guardrails.model.messages import Conversation, ImagePart, Part, TextPart, called
+from sightrail.guardrails.model.messages import Conversation, ImagePart, Part, TextPart, Turn
+from sightrail.guardrails.model.tools import ToolCall, new_call_id
 from sightrail.guardrails.policy import Surface
 
 from .carriers import kind_of, read_block
@@ -27,24 +29,45 @@ _ROLES: Final[dict[Surface, str]] = {"system": "system", "ai": "assistant"}
 
 
 def read_conversation(messages: Sequence[ChatMessage]) -> Conversation:
-    """Turn messages into alternating turns of text and pictures; nothing is decoded here.
+    """Turn messages into turns of text, pictures, calls and results; nothing is decoded here.
 
-    Local models know three roles and no tools: what a tool gave back is told as the user's words,
-    and neighbours of one role become one turn, which chat templates insist on.
+    Neighbours of one role become one turn, which chat templates insist on; results of tools stay
+    apart, each with its call.
 
     Args:
-        messages: their blocks are read; whatever else a message carries is not for a local model.
+        messages: their blocks are read, and of a tool's result its name and its call; whatever
+            else a message carries is not for a local model.
     """
-    return Conversation.of(_said(message, surface_of(message)) for message in messages)
+    blocks: Iterator[Any] = (block for message in messages for block in message.blocks)
+    calls = [block for block in blocks if _calls(block)]
+    names = {str(block.tool_call_id): block.tool_name for block in calls}
+    turns = (_turn(message, surface_of(message), names) for message in messages)
+    return Conversation.of(turns)
 
 
-def _said(message: ChatMessage, surface: Surface) -> tuple[str, list[Part]]:
-    parts = [part for block in message.blocks for part in _block(block, surface, 0)]
+def _turn(message: ChatMessage, surface: Surface, names: Mapping[str, str]) -> Turn:
+    parts = tuple(part for block in message.blocks for part in _block(block, surface, 0))
     if message.role in (MessageRole.TOOL, MessageRole.FUNCTION):
-        name = message.additional_kwargs.get("name")
-        result = f"Result of the tool {name}:" if name else "Result of a tool:"
-        parts.insert(0, TextPart(result))
-    return _ROLES.get(surface, "user"), parts
+        call = message.additional_kwargs.get("tool_call_id")
+        name = message.additional_kwargs.get("name") or names.get(str(call), "")
+        return Turn("tool", parts, call_id=call, name=str(name))
+    calls = tuple(_call(block) for block in message.blocks if _calls(block))
+    return Turn(_ROLES.get(surface, "user"), parts, calls=calls)
+
+
+def _calls(block: Any) -> bool:
+    return kind_of(block) == "tool_call"
+
+
+def _call(block: Any) -> ToolCall:
+    given = block.tool_kwargs
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            given = {"arguments": given}
+    arguments = given if isinstance(given, Mapping) else {"arguments": given}
+    return ToolCall(block.tool_name, arguments, str(block.tool_call_id or new_call_id()))
 
 
 def _block(block: Any, surface: Surface, depth: int) -> Iterator[Part]:
@@ -57,9 +80,7 @@ def _block(block: Any, surface: Surface, depth: int) -> Iterator[Part]:
     elif isinstance(block, BaseRecursiveContentBlock):
         for inner in block.nested_blocks:
             yield from _block(inner, surface, depth + 1)
-    elif kind_of(block) == "tool_call":
-        yield called(block.tool_name, block.tool_kwargs)
-    # what is left is a cache mark, or what a model wrote to itself
+    # what is left is a call, a cache mark, or what a model wrote to itself
 
 
 def picture_blocks(
