@@ -44,6 +44,7 @@ from sightrail.guardrails import (
     PromptError,
     SafetyPrefix,
 )
+from sightrail.guardrails.errors import UnsupportedModelError
 from sightrail.guardrails.model.messages import ImagePart, TextPart
 from sightrail.runnables import ChatLVLM, ScreenImages
 from tiny_models import tiny
@@ -299,12 +300,15 @@ def test_messages_that_nobody_says_are_an_error(chat: ChatLVLM) -> None:
             chat.invoke([message, HumanMessage("hi")])
 
 
-@pytest.mark.parametrize("kwargs", [{"tools": []}, {"response_format": {}}, {"tool_choice": "x"}])
-def test_tools_are_a_clear_error(chat: ChatLVLM, kwargs: Any) -> None:
-    with pytest.raises(ConfigurationError, match="call no tools"):
-        chat.invoke("hi", **kwargs)
-    with pytest.raises(NotImplementedError):
-        chat.bind_tools([])
+def test_tools_that_nobody_can_call_are_a_clear_error(chat: ChatLVLM) -> None:
+    look = {"type": "function", "function": {"name": "look"}}
+    with pytest.raises(UnsupportedModelError, match="knows no tools"):
+        chat.bind_tools([look]).invoke("hi")
+    with pytest.raises(ConfigurationError, match="'x'"):
+        chat.invoke("hi", tool_choice="x")
+    with pytest.raises(ConfigurationError, match="bind_tools"):
+        chat.invoke("hi", functions=[look])
+    assert chat.bind_tools([]).invoke("hi").content == chat.invoke("hi").content
 
 
 def test_options_of_a_call_win_over_those_of_the_model(chat: ChatLVLM) -> None:

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, Field, PrivateAttr
 
 from sightrail.guardrails.errors import ConfigurationError
@@ -26,14 +29,27 @@ from sightrail.guardrails.strict import fingerprint
 from sightrail.guardrails.verdict import Verdict
 
 from .shared_batch import SharedBatch
-from .turns import Fields, answer_fields, last_chunk, message, read_conversation, refusal_fields
+from .structured import named, structured
+from .turns import (
+    Fields,
+    answer_fields,
+    chunk_of,
+    last_chunk,
+    message,
+    read_conversation,
+    refusal_fields,
+)
 from .walk import answered, is_refused, marked_verdicts, refused_for_good
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
 
-_NO_TOOLS: Final = ("tools", "tool_choice", "functions", "function_call", "response_format")
-_NOT_FOR_MODEL: Final = ("stream", "model")  # how LangChain routes a call and names it in traces
+_ASKED: Final = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+_OLD: Final = ("functions", "function_call")
+#: How LangChain routes a call and names it in traces; a grammar is always strict.
+_NOT_FOR_MODEL: Final = ("stream", "model", "strict")
+
+Method = Literal["function_calling", "json_schema", "json_mode"]
 
 
 class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
@@ -47,7 +63,13 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
     ``response_metadata``, ``finish_reason="refused"``, ``refused=True`` and the ``verdicts``.
     Messages that ``ScreenImages`` marked as refused are answered so without running the model.
 
-    Tools: results of tools are read as the user's words; the model itself calls none.
+    Tools, where the model's chat template knows them: ``bind_tools``, agents. Calls that cannot be
+    read are ``invalid_tool_calls``, thoughts are ``additional_kwargs["reasoning_content"]``. Where
+    it knows none, results of tools are told as the user's words, and ``bind_tools`` is answered by
+    an ``UnsupportedModelError`` when the model is asked. A refused answer holds no calls.
+
+    Structured output: ``with_structured_output`` works with every model, because a grammar holds
+    the answer to the schema (extra ``structured``); a refusal keeps its type, see there.
 
     Args:
         model: a ``LocalLVLM``, or the name or folder of one, loaded when it is first needed.
@@ -106,7 +128,7 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        settings = self._settings(stop, {k: v for k, v in kwargs.items() if k not in _NO_TOOLS})
+        settings = self._settings(stop, {k: v for k, v in kwargs.items() if k not in _ASKED})
         params = LangSmithParams(
             ls_provider="sightrail",
             ls_model_name=str(kwargs.get("model", self._model_name)),
@@ -117,6 +139,88 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         if settings["stop"]:
             params["ls_stop"] = settings["stop"]
         return params
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called; agents look for it."""
+        return self._model_name
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        """What agents may ask of it; a grammar makes every model follow a schema."""
+        return ModelProfile(image_inputs=True, structured_output=True)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, as the model's own tokenizer makes them."""
+        return self._local().token_ids(text)
+
+    # Tools and structured output
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """This model with tools that it may call.
+
+        Args:
+            tools: everything that LangChain takes for a tool.
+            tool_choice: ``"auto"`` (also None), ``"none"``, ``"any"`` (also ``"required"`` and
+                True), or the name of the one that has to be called. What has to be called is held
+                to its schema by a grammar.
+            parallel_tool_calls: whether several calls may be made at once where one has to be.
+            kwargs: bound as well.
+        """
+        declared = [convert_to_openai_tool(tool) for tool in tools]
+        asked = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return self.bind(tools=declared, **given, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Method = "json_schema",
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """This model, answering in the form of a schema.
+
+        A refusal is no parsing error. With ``include_raw`` it is the raw message, ``parsed`` and
+        ``parsing_error`` are None; without, it is an exception, as nothing else fits the type.
+
+        Args:
+            schema: a pydantic model, a TypedDict, or a JSON schema with a title.
+            include_raw: give ``{"raw", "parsed", "parsing_error"}``.
+            method: ``json_schema`` and ``json_mode`` hold the answer to the schema, or to any JSON
+                object, and work with every model; ``function_calling`` makes the model call the
+                schema as a tool, which its chat template has to know.
+            kwargs: ``strict`` and ``tools`` as LangChain passes them.
+
+        Raises:
+            ConfigurationError: there is no such method, or json_mode has nothing to parse with.
+            ImageRefused, RequestRefused: when asked, without ``include_raw``.
+        """
+        tools = kwargs.pop("tools", None)
+        kwargs.pop("strict", None)
+        if kwargs or method not in get_args(Method):
+            raise ConfigurationError(
+                f"with_structured_output does not know {', '.join(kwargs) or method}; method is "
+                f"one of {', '.join(get_args(Method))}."
+            )
+        name, form = named(schema, method)
+        traced = {"kwargs": {"method": method}, "schema": form or schema}
+        if method == "function_calling":
+            model = self.bind_tools(
+                [schema, *(tools or ())], tool_choice=name, ls_structured_output_format=traced
+            )
+        else:
+            given = {"tools": [convert_to_openai_tool(tool) for tool in tools]} if tools else {}
+            asked = {"response_format": form, "ls_structured_output_format": traced}
+            model = self.bind(**given, **asked)
+        return structured(model, schema, name, method, include_raw=include_raw)
 
     # One request
 
@@ -156,8 +260,10 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         if asked.conversation is None:
             yield _last(*self._refusal(asked.verdicts, local))
             return
+        calls = 0
         for piece in local.stream(asked.conversation, **settings):
-            yield self._chunk(piece)
+            yield self._chunk(piece, calls)
+            calls += len(piece.tool_calls)
 
     async def _astream(
         self,
@@ -171,8 +277,10 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         if asked.conversation is None:
             yield _last(*self._refusal(asked.verdicts, local))
             return
+        calls = 0
         async for piece in local.astream(asked.conversation, **settings):
-            yield self._chunk(piece)
+            yield self._chunk(piece, calls)
+            calls += len(piece.tool_calls)
 
     # Several requests
 
@@ -251,10 +359,9 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
 
     def _settings(self, stop: list[str] | None, given: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call, by the names that ``LocalLVLM.chat`` knows."""
-        if refused := sorted(set(given) & set(_NO_TOOLS)):
+        if old := sorted(set(given) & set(_OLD)):
             raise ConfigurationError(
-                f"{', '.join(refused)}: local models behind ChatLVLM call no tools and follow no "
-                "schema; leave it out, or use a chat model that does."
+                f"{', '.join(old)}: use bind_tools(tools, tool_choice=...) in place of it."
             )
         given = {k: v for k, v in given.items() if k not in _NOT_FOR_MODEL}
         return {**self._call_settings(given), "stop": stop or self.stop or []}
@@ -279,19 +386,25 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         ]
 
     def _answered(self, answer: Answer) -> ChatResult:
-        return _result(answer.text, answer_fields(answer, self._model_name))
+        fields = answer_fields(answer, self._model_name)
+        return _whole(message(answer.text, fields, answer))
 
-    def _chunk(self, piece: AnswerChunk) -> ChatGenerationChunk:
+    def _chunk(self, piece: AnswerChunk, calls: int) -> ChatGenerationChunk:
         if piece.answer is None:
-            return ChatGenerationChunk(message=AIMessageChunk(content=piece.text))
-        return _last(piece.text, answer_fields(piece.answer, self._model_name))
+            return ChatGenerationChunk(message=chunk_of(piece, calls))
+        fields = answer_fields(piece.answer, self._model_name)
+        return ChatGenerationChunk(message=last_chunk(piece.text, fields, piece.reasoning))
 
     def _refusal(self, verdicts: Sequence[Verdict], local: LocalLVLM) -> tuple[str, Fields]:
         return local.policy.refusal_for(verdicts), refusal_fields(verdicts, self._model_name)
 
 
 def _result(text: str, fields: Fields) -> ChatResult:
-    return ChatResult(generations=[ChatGeneration(message=message(text, fields))])
+    return _whole(message(text, fields))
+
+
+def _whole(answer: AIMessage) -> ChatResult:
+    return ChatResult(generations=[ChatGeneration(message=answer)])
 
 
 def _last(text: str, fields: Fields) -> ChatGenerationChunk:

@@ -5,6 +5,8 @@ A refusal is an AIMessage that says so in its metadata.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
@@ -18,7 +20,16 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages import InvalidToolCall as InvalidLangChainCall
+from langchain_core.messages import ToolCall as LangChainCall
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import (
+    ToolCallChunk,
+    invalid_tool_call,
+    tool_call,
+    tool_call_chunk,
+)
+from langchain_core.utils.json import parse_partial_json
 
 from sightrail.guardrails.carriers.carrier import MAX_DEPTH, too_deep, unknown_block
 from sightrail.guardrails.carriers.kinds import kind_of, text_of
@@ -32,14 +43,14 @@ from sightrail.guardrails.model.messages import (
     Turn,
     called,
 )
-from sightrail.guardrails.model.tools import ToolCall, new_call_id
+from sightrail.guardrails.model.tools import InvalidToolCall, ToolCall, new_call_id
 from sightrail.guardrails.policy import Surface
 from sightrail.guardrails.verdict import Verdict
 
 from .walk import as_json, surface_of
 
 if TYPE_CHECKING:
-    from sightrail.guardrails import Answer
+    from sightrail.guardrails import Answer, AnswerChunk
 
 
 _ROLES: Final = {
@@ -134,10 +145,53 @@ def _known_block(block: dict[str, Any], surface: Surface, depth: int) -> Iterato
 
 
 class Fields(TypedDict):
-    """What an answer's message holds beside its text."""
+    """What every answer's message holds beside its text."""
 
     response_metadata: dict[str, Any]
     usage_metadata: UsageMetadata
+
+
+class Calls(TypedDict):
+    """The calls that an answer proposes, and those that cannot be read."""
+
+    tool_calls: list[LangChainCall]
+    invalid_tool_calls: list[InvalidLangChainCall]
+
+
+def calls_of(answer: Answer) -> Calls:
+    """The calls of an answer, as a whole message has them."""
+    return Calls(
+        tool_calls=[
+            tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in answer.tool_calls
+        ],
+        invalid_tool_calls=[
+            invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
+            for call in answer.invalid_tool_calls
+        ],
+    )
+
+
+def chunk_of(piece: AnswerChunk, at: int) -> AIMessageChunk:
+    """A piece of an answer that goes on; ``at`` calls have come before it."""
+    calls = [_call_chunk(call, number) for number, call in enumerate(piece.tool_calls, at)]
+    return AIMessageChunk(
+        content=piece.text, tool_call_chunks=calls, additional_kwargs=_thoughts(piece.reasoning)
+    )
+
+
+def _call_chunk(call: ToolCall | InvalidToolCall, number: int) -> ToolCallChunk:
+    if isinstance(call, ToolCall):
+        args = json.dumps(dict(call.arguments), default=str)
+    else:
+        args = call.text
+        with contextlib.suppress(Exception):
+            # LangChain completes what is cut off, and would make a call of it.
+            args = json.dumps(args) if isinstance(parse_partial_json(args), dict) else args
+    return tool_call_chunk(name=call.name, args=args, id=call.id, index=number)
+
+
+def _thoughts(reasoning: str) -> dict[str, Any]:
+    return {"reasoning_content": reasoning} if reasoning else {}
 
 
 def answer_fields(answer: Answer, model: str) -> Fields:
@@ -146,7 +200,7 @@ def answer_fields(answer: Answer, model: str) -> Fields:
     return _fields(
         answer.finish_reason,
         answer.verdicts,
-        {"model_name": model},
+        {"model_name": model, **({"step": answer.step} if answer.step else {})},
         refused=answer.refused,
         usage=UsageMetadata(
             input_tokens=usage.input_tokens,
@@ -177,7 +231,7 @@ def refusal_error(text: str, verdicts: Sequence[Verdict]) -> ImageRefused | Requ
 def _fields(
     finish_reason: str,
     verdicts: Sequence[Verdict],
-    origin: dict[str, str],
+    origin: Mapping[str, str | int],
     *,
     refused: bool,
     usage: UsageMetadata,
@@ -200,11 +254,16 @@ def with_verdicts(answer: Any, verdicts: Sequence[Verdict]) -> Any:
     return answer.model_copy(update={"response_metadata": {**own, "verdicts": told}})
 
 
-def message(text: str, fields: Fields) -> AIMessage:
-    """A whole answer."""
-    return AIMessage(text, **fields)
+def message(text: str, fields: Fields, answer: Answer | None = None) -> AIMessage:
+    """A whole answer; without the model's, a refusal."""
+    if answer is None:
+        return AIMessage(text, **fields)
+    thoughts = _thoughts(answer.reasoning)
+    return AIMessage(text, additional_kwargs=thoughts, **calls_of(answer), **fields)
 
 
-def last_chunk(text: str, fields: Fields) -> AIMessageChunk:
+def last_chunk(text: str, fields: Fields, reasoning: str = "") -> AIMessageChunk:
     """The end of a streamed answer; a refusal's only chunk."""
-    return AIMessageChunk(content=text, chunk_position="last", **fields)
+    return AIMessageChunk(
+        content=text, chunk_position="last", additional_kwargs=_thoughts(reasoning), **fields
+    )

@@ -33,7 +33,7 @@ ResponseFormat: TypeAlias = "Mapping[str, Any] | type[BaseModel]"
 """A JSON schema, a pydantic model, or OpenAI's ``json_schema`` and ``json_object`` forms."""
 
 _ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
-_THOUGHTS: Final = "thoughts: thinking /\\n*/"
+_THOUGHTS: Final = "thoughts: thinking /\\n{0,2}/"
 _COMPACT: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -129,7 +129,7 @@ def call_grammar(
 
 
 def _call(tool: Tool, form: CallFormat) -> str:
-    parameters = {"additionalProperties": False, **_NOTHING, **tool.parameters}
+    parameters = {**_NOTHING, **tool.parameters}
     if form.named is not None:
         return f"{_texts(tool.name + form.named)} {_json(parameters)}"
     head, middle = json.dumps({"name": tool.name})[:-1], f', "{form.arguments}": '
@@ -140,7 +140,34 @@ _NOTHING: Final[dict[str, Any]] = {"type": "object", "properties": {}}
 
 
 def _json(schema: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': _COMPACT})}"
+    return f"%json {json.dumps({**_closed(schema), 'x-guidance': _COMPACT})}"
+
+
+def _closed(part: Any) -> Any:
+    """A schema whose objects hold what they name and nothing else, unless it says otherwise.
+
+    Free extra fields are what JSON schema allows and nobody asks a model for. What is joined from
+    several parts (``allOf``) stays open, as each part would forbid the fields of the others.
+    """
+    if not isinstance(part, Mapping):
+        return part
+    made = dict(part)
+    for key in _NAMED_PARTS & made.keys():
+        if isinstance(made[key], Mapping):
+            made[key] = {name: _closed(inner) for name, inner in made[key].items()}
+    for key in _LISTED_PARTS & made.keys():
+        if isinstance(made[key], list):
+            made[key] = [_closed(inner) for inner in made[key]]
+    if "items" in made:
+        made["items"] = _closed(made["items"])
+    if "properties" in made and not _OPENERS & made.keys():
+        made["additionalProperties"] = False
+    return made
+
+
+_NAMED_PARTS: Final = frozenset({"properties", "$defs", "definitions"})
+_LISTED_PARTS: Final = frozenset({"anyOf", "oneOf", "prefixItems"})
+_OPENERS: Final = frozenset({"additionalProperties", "patternProperties", "allOf"})
 
 
 def _text(text: str) -> str:
@@ -267,9 +294,9 @@ class Grammars:
             first.compute_bitmask()  # some schemas are known to be impossible only here
             matcher = first if first.is_error() else matcher
         if matcher.is_error():
-            said = matcher.get_error().strip().splitlines()
+            said = " ".join(matcher.get_error().partition("<state>")[0].split())
             raise ConfigurationError(
-                f"No answer can follow this schema: {said[0][:300] if said else 'unknown'}. "
+                f"No answer can follow this schema: {said[:300] or 'unknown'}. "
                 "Leave the keyword out, and check it on the answer instead."
             )
         return matcher

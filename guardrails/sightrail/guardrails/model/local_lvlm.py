@@ -27,7 +27,7 @@ from .loading import load_model
 from .messages import Conversation, GenerationOptions, Messages, read_messages, read_options
 from .pipeline import Pipeline, decode_conversation
 from .preprocessing import seen_by
-from .prompt import PromptBuilder
+from .prompt import PromptBuilder, tokenizer_lock
 from .stack import build_stack
 from .stopping import StreamCancel, in_thread, stream_in_thread
 from .tools import ToolChoice, ToolSource, read_tool_choice, read_tools
@@ -379,6 +379,12 @@ class LocalLVLM:
         if self._pipeline.guards.detectors or isinstance(messages, Conversation):
             return conversation
         return decode_conversation(conversation, self.limits)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text alone, without a chat template around it."""
+        tokenizer = self.processor.tokenizer
+        with tokenizer_lock(tokenizer):
+            return list(tokenizer.encode(text, add_special_tokens=False))
 
     def __deepcopy__(self, memo: Any) -> LocalLVLM:
         """Itself: nothing about it changes, and the weights are shared by all who use them."""

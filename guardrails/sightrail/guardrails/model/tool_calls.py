@@ -443,6 +443,12 @@ def _from_python(node: ast.Call) -> AnyCall:
 
 def _unreadable(text: str) -> list[AnyCall]:
     """What looks like a call and is none: it names a tool, but its arguments cannot be read."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return []  # it is whole, and something else
     if found := _NAME_IN.search(text):
         return [InvalidToolCall(found[1], text, "the call is no complete JSON")]
     head = _NAMED.match(text)
