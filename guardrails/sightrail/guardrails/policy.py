@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from .encoding import Encoding
-from .errors import ImageRefused
+from .errors import ImageRefused, RequestRefused
 from .verdict import Action, Box, FrozenDict, FrozenMap, Verdict
 
 if TYPE_CHECKING:
@@ -221,6 +221,13 @@ class Policy(BaseModel):
         if action == "mask" and not verdict.regions:
             return "refuse"  # nothing to cover, so nothing may pass
         return action
+
+
+def refusal_error(text: str, verdicts: Sequence[Verdict]) -> ImageRefused | RequestRefused:
+    """A refusal where a message would not be of the type that was asked for."""
+    told = {verdict.subject for verdict in verdicts if verdict.action in ("refuse", "raise")}
+    kind = RequestRefused if told == {"request"} else ImageRefused
+    return kind(text, verdicts=verdicts)
 
 
 def _reason(refused: Sequence[Verdict]) -> str | None:

@@ -17,13 +17,14 @@ from pydantic import Field, PrivateAttr
 
 from sightrail.guardrails.carriers.loop import Screened, passed
 from sightrail.guardrails.errors import ImageRefused
+from sightrail.guardrails.policy import refusal_error
 from sightrail.guardrails.strict import StrictModel, fingerprint
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward, Passing
 from .guarded_output import GuardedOutput
 from .screen_images import Held, ScreenImages, told_verdicts
-from .turns import last_chunk, message, refusal_error, refusal_fields, with_verdicts
+from .turns import last_chunk, message, refusal_fields, with_verdicts
 
 _TEXT: Final = {"type": "text"}
 """The response format that is none."""

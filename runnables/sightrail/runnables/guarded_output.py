@@ -11,12 +11,13 @@ from langchain_core.runnables import Runnable
 from sightrail.guardrails.carriers.loop import Screened, passed
 from sightrail.guardrails.carriers.walk import settled
 from sightrail.guardrails.errors import ImageRefused
+from sightrail.guardrails.policy import refusal_error
 from sightrail.guardrails.strict import StrictModel
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward, Passing
 from .screen_images import ScreenImages, told_verdicts
-from .turns import message, refusal_error, refusal_fields, with_verdicts
+from .turns import message, refusal_fields, with_verdicts
 from .walk import LANGCHAIN
 
 

@@ -24,12 +24,11 @@ from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened
 from sightrail.guardrails.carriers.walk import leave, same_items, settled
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
-from sightrail.guardrails.policy import Policy
+from sightrail.guardrails.policy import Policy, refusal_error
 from sightrail.guardrails.strict import DetectorField, StrictModel
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import Passing
-from .turns import refusal_error
 from .walk import LANGCHAIN, answered, marked_verdicts, messages_of, refused_for_good
 
 if TYPE_CHECKING:

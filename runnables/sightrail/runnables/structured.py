@@ -34,9 +34,8 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel
 
 from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.policy import refusal_error
 from sightrail.guardrails.verdict import Verdict
-
-from .turns import refusal_error
 
 
 def named(schema: Any, method: str) -> tuple[str, dict[str, Any] | None]:

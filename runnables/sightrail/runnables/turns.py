@@ -34,7 +34,7 @@ from langchain_core.utils.json import parse_partial_json
 from sightrail.guardrails.carriers.carrier import MAX_DEPTH, too_deep, unknown_block
 from sightrail.guardrails.carriers.kinds import kind_of, text_of
 from sightrail.guardrails.carriers.media import read_media
-from sightrail.guardrails.errors import ImageRefused, PromptError, RequestRefused
+from sightrail.guardrails.errors import PromptError
 from sightrail.guardrails.model.messages import (
     Conversation,
     ImagePart,
@@ -219,13 +219,6 @@ def refusal_fields(verdicts: Sequence[Verdict], model: str | None = None) -> Fie
         refused=True,
         usage=UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0),
     )
-
-
-def refusal_error(text: str, verdicts: Sequence[Verdict]) -> ImageRefused | RequestRefused:
-    """A refusal where a message would not be of the type that was asked for."""
-    told = {verdict.subject for verdict in verdicts if verdict.action in ("refuse", "raise")}
-    kind = RequestRefused if told == {"request"} else ImageRefused
-    return kind(text, verdicts=verdicts)
 
 
 def _fields(

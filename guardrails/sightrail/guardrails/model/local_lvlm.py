@@ -19,7 +19,7 @@ import torch
 
 from . import doorway
 from .answers import Answer, AnswerChunk
-from .chat_form import shaped
+from .chat_form import shaped, style_of
 from .families import Host, context_length, image_token_ids, is_known, text_tower, unwrapped
 from .gathering import Gathering, Place
 from .grammar import ResponseFormat, read_response_format
@@ -379,6 +379,11 @@ class LocalLVLM:
         if self._pipeline.guards.detectors or isinstance(messages, Conversation):
             return conversation
         return decode_conversation(conversation, self.limits)
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the model's chat template knows tools."""
+        return style_of(self.processor).declares
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text alone, without a chat template around it."""

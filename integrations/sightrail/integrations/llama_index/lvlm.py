@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -19,9 +19,13 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
-from llama_index.core.llms import LLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import BaseNode
+from llama_index.core.tools import BaseTool
+from pydantic import BaseModel
 
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.model.pipeline import ScreenedConversation
@@ -30,16 +34,26 @@ from sightrail.guardrails.verdict import Verdict
 
 from .events import report
 from .marks import is_refused, marked_verdicts
-from .replies import answered, as_completion, growing, refused
+from .replies import (
+    answered,
+    as_completion,
+    filled_in,
+    growing,
+    refused,
+    selections,
+    with_one_call,
+)
 from .turns import picture_blocks, read_conversation
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
 
-_NO_TOOLS: Final = ("tools", "tool_choice", "tool_required", "functions", "response_format")
+Model = TypeVar("Model", bound=BaseModel)
+
+_NOTHING: Final = ("functions", "function_call", "verbose", "tool_required")
 
 
-class LVLM(LocalModelFields, LLM, extra="forbid"):
+class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
     """A vision-language model on this machine, guardrails inside, as a LlamaIndex LLM.
 
     Takes text and picture blocks (data, path, data address). What cannot be looked at (remote
@@ -50,7 +64,12 @@ class LVLM(LocalModelFields, LLM, extra="forbid"):
     in ``raw``. Messages that ``ImageScreen`` marked as
     refused are answered so without running the model.
 
-    Tools: results of tools are read as the user's words; the model itself calls none.
+    Tools, where the model's chat template knows them: ``chat_with_tools``, ``predict_and_call``,
+    ``FunctionAgent``, ``AgentWorkflow``. Where it knows none, results of tools are told as the
+    user's words, and ``ReActAgent`` works. A refused answer holds no calls.
+
+    Structured prediction works with every model, because a grammar holds the answer to the schema
+    (extra ``structured``); a refusal raises ``ImageRefused`` or ``RequestRefused`` there.
 
     Args:
         model: a ``LocalLVLM``, or the name or folder of one, loaded when it is first needed.
@@ -90,7 +109,7 @@ class LVLM(LocalModelFields, LLM, extra="forbid"):
             context_window=window,
             num_output=min(self.max_tokens, window),
             is_chat_model=True,
-            is_function_calling_model=False,
+            is_function_calling_model=self._local().calls_tools,
             model_name=self._model_name,
         )
 
@@ -178,6 +197,110 @@ class LVLM(LocalModelFields, LLM, extra="forbid"):
         pieces = await self.astream_chat(asked, **kwargs)
         return (as_completion(piece) async for piece in pieces)
 
+    # Tools and structures
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: str | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        asked = list(chat_history or [])
+        if user_msg is not None:
+            message = ChatMessage(role=MessageRole.USER, content=user_msg)
+            asked.append(message if isinstance(user_msg, str) else user_msg)
+        declared = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        choice = tool_choice or ("required" if tool_required and declared else None)
+        return {
+            "messages": asked,
+            "tools": declared,
+            "tool_choice": choice,
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def _validate_chat_with_tools_response(
+        self,
+        response: ChatResponse,
+        tools: Sequence[BaseTool],
+        allow_parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        return response if allow_parallel_tool_calls else with_one_call(response)
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls of an answer; those that could not be read are in ``raw``.
+
+        Raises:
+            ValueError: there is none, and that is to be an error.
+        """
+        calls = selections(response)
+        if not calls and error_on_no_tool_call:
+            raise ValueError(
+                "Expected a tool call, but the model made none; pass tool_required=True."
+            )
+        return calls
+
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """An ``output_cls`` that the model fills in; a grammar sees to it that it can be read.
+
+        Raises:
+            ImageRefused, RequestRefused: the answer was refused.
+            ValidationError: it was cut off, or breaks a rule that no schema tells.
+        """
+        asked = self._extend_messages(prompt.format_messages(**prompt_args))
+        answer = self.chat(asked, response_format=output_cls, **(llm_kwargs or {}))
+        return filled_in(output_cls, answer)
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """``structured_predict``, with the model in a worker thread."""
+        asked = self._extend_messages(prompt.format_messages(**prompt_args))
+        answer = await self.achat(asked, response_format=output_cls, **(llm_kwargs or {}))
+        return filled_in(output_cls, answer)
+
+    def stream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Model, None, None]:
+        """``structured_predict``; a refusal may come at the end, so nothing is shown before."""
+        yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Model, None]:
+        """``stream_structured_predict``, with the model in a worker thread."""
+
+        async def once() -> AsyncGenerator[Model, None]:
+            yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+        return once()
+
     # The parts
 
     def _asked(
@@ -218,10 +341,9 @@ class LVLM(LocalModelFields, LLM, extra="forbid"):
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call, by the names that ``LocalLVLM.chat`` knows."""
         given = dict(given)
-        if unknown := sorted(name for name in _NO_TOOLS if given.pop(name, None)):
+        if unknown := sorted(name for name in _NOTHING if given.pop(name, None)):
             raise ConfigurationError(
-                f"{', '.join(unknown)}: local models behind LVLM call no tools and follow no "
-                "schema; use a ReActAgent, or a model that does."
+                f"{', '.join(unknown)}: use chat_with_tools(tools, tool_required=...)."
             )
         return {"stop": self.stop or [], **self._call_settings(given)}
 
@@ -237,7 +359,7 @@ class LVLM(LocalModelFields, LLM, extra="forbid"):
 
     def _piece(self, piece: AnswerChunk, text: str) -> ChatResponse:
         if piece.answer is None:
-            return growing(text, piece.text)
+            return growing(text, piece)
         return self._answer(piece.answer, piece.text)
 
     def _refusal(

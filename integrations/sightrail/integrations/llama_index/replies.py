@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     CompletionResponse,
     MessageRole,
+    ThinkingBlock,
+    ToolCallBlock,
 )
+from llama_index.core.llms.llm import ToolSelection
+from pydantic import BaseModel
 
+from sightrail.guardrails.policy import refusal_error
 from sightrail.guardrails.verdict import Verdict
 
 if TYPE_CHECKING:
-    from sightrail.guardrails import Answer
+    from sightrail.guardrails import Answer, AnswerChunk
+    from sightrail.guardrails.model.tools import ToolCall
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def answered(answer: Answer, model: str, delta: str | None = None) -> ChatResponse:
@@ -27,7 +35,57 @@ def answered(answer: Answer, model: str, delta: str | None = None) -> ChatRespon
         "total_tokens": used + written,
     }
     raw = _raw(model, answer.finish_reason, answer.verdicts, refused=answer.refused)
-    return _response(answer.text, raw, tokens, delta)
+    if answer.step:
+        raw["step"] = answer.step
+    if answer.invalid_tool_calls:
+        raw["invalid_tool_calls"] = [
+            {"name": call.name, "text": call.text, "error": call.error}
+            for call in answer.invalid_tool_calls
+        ]
+    response = _response(answer.text, raw, tokens, delta)
+    response.message.blocks += [_block(call) for call in answer.tool_calls]
+    if answer.reasoning:
+        response.message.blocks.insert(0, ThinkingBlock(content=answer.reasoning))
+    return response
+
+
+def with_one_call(response: ChatResponse) -> ChatResponse:
+    """The answer with the first of its calls alone."""
+    calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+    kept = [block for block in response.message.blocks if block not in calls[1:]]
+    message = response.message.model_copy(update={"blocks": kept})
+    return response.model_copy(update={"message": message})
+
+
+def selections(response: ChatResponse) -> list[ToolSelection]:
+    """The calls of an answer as agents carry them out."""
+    return [
+        ToolSelection(
+            tool_id=block.tool_call_id or "",
+            tool_name=block.tool_name,
+            tool_kwargs=block.tool_kwargs if isinstance(block.tool_kwargs, dict) else {},
+        )
+        for block in response.message.blocks
+        if isinstance(block, ToolCallBlock)
+    ]
+
+
+def filled_in(output_cls: type[Model], response: ChatResponse) -> Model:
+    """The answer as an ``output_cls``.
+
+    Raises:
+        ImageRefused, RequestRefused: it is a refusal.
+        ValidationError: it is no such thing.
+    """
+    text = response.message.content or ""
+    if (verdicts := is_refusal(response)) is not None:
+        raise refusal_error(text, verdicts)
+    return output_cls.model_validate_json(text)
+
+
+def _block(call: ToolCall) -> ToolCallBlock:
+    arguments = dict(call.arguments)
+    return ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=arguments)
 
 
 def refused(
@@ -46,9 +104,10 @@ def is_refusal(response: ChatResponse) -> tuple[Verdict, ...] | None:
     return tuple(Verdict.model_validate(verdict) for verdict in raw.get("verdicts", ()))
 
 
-def growing(text: str, delta: str) -> ChatResponse:
-    """A streamed answer so far."""
-    return ChatResponse(message=_message(text), delta=delta)
+def growing(text: str, piece: AnswerChunk) -> ChatResponse:
+    """A streamed answer so far; its calls come whole, with its end."""
+    thought = {"thinking_delta": piece.reasoning} if piece.reasoning else {}
+    return ChatResponse(message=_message(text), delta=piece.text, additional_kwargs=thought)
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:
