@@ -54,7 +54,7 @@ def test_licences_and_the_console_script_are_in_it(wheel: Path) -> None:
         (points,) = (name for name in names if name.endswith(".dist-info/entry_points.txt"))
         assert "sightrail = sightrail.integrations.cli:main" in archive.read(points).decode()
     licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
-    assert licences == {"LICENSE", "NOTICE"}
+    assert licences == {"LICENSE", "LICENSES.md", "NOTICE"}
 
 
 def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
         "import sightrail.integrations.cli as c;"
         "from sightrail.testbed.sprites import sprite;"
         "sprite('cat');"
-        "print(g.__file__, r.__file__, c.__file__, sep='\\n')"
+        "print(g.__file__, r.__file__, c.__file__, g.__version__, sep='\\n')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -76,7 +76,12 @@ def test_it_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
         check=True,
         timeout=120,
     )
-    assert [Path(line).is_relative_to(tmp_path) for line in done.stdout.split()] == [True] * 3
+    *files, version = done.stdout.split()
+    assert [Path(line).is_relative_to(tmp_path) for line in files] == [True] * 3
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert version == project["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {version}\n" in citation
 
 
 def test_the_extra_all_has_every_other_one() -> None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    __version__: str
     from .carriers.carrier import Marker
     from .casa import Casa, CasaSettings
     from .datasets import Example, read_examples
@@ -176,10 +177,22 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{home}", __name__), name)
+
+
+def _version() -> str:
+    """The version that is installed; pyproject.toml is where it is written."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sightrail")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def __dir__() -> list[str]:

@@ -6,13 +6,16 @@ A verdict holds numbers, boxes and names; never pixels and never a user's text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from .errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -297,6 +300,12 @@ class Verdict(_Frozen):
             compared = f"{self.score:.3f} {relation} {self.threshold.value:.3f}"
             found = f"{self.status}: {self.category or self.guardrail} {compared}"
         return f"{found} -> {self.action}" if self.action else found
+
+    def draw(self, image: Image) -> Image:
+        """A copy of the picture that this verdict is about, its regions outlined and named."""
+        from .verdict_drawing import draw_regions
+
+        return draw_regions(self, image)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the summary, the risk map, the regions."""

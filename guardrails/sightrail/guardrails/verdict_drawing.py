@@ -1,6 +1,6 @@
-"""What a notebook shows of a verdict: its line, its risk map and its regions.
+"""What a notebook shows of verdicts: lines, risk maps and regions, one by one or as a trace.
 
-A verdict holds no picture, so neither does the drawing.
+A verdict holds no picture, so neither does a drawing without one.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -45,6 +46,34 @@ def draw_risk_map(verdict: Verdict) -> Image | None:
         if outline[0] <= outline[2] and outline[1] <= outline[3]:
             pen.rectangle(outline, outline="white", width=2)
     return drawn
+
+
+def draw_regions(verdict: Verdict, image: Image) -> Image:
+    """A copy of the picture with every region outlined, and named by its category and score.
+
+    Args:
+        verdict: on this picture.
+        image: in the size that the verdict is about.
+    """
+    from PIL import ImageDraw
+
+    drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    width = max(2, round(max(drawn.size) / 200))
+    for region in verdict.regions:
+        left, top, right, bottom = region.box
+        if left < right and top < bottom:
+            pen.rectangle((left, top, right - 1, bottom - 1), outline="red", width=width)
+            words = f" {region.category} {region.score:.2f} "
+            pen.rectangle(pen.textbbox((left, top), words), fill="red")
+            pen.text((left, top), words, fill="white")
+    return drawn
+
+
+def trace_html(title: str, verdicts: Sequence[Verdict]) -> str:
+    """What became of a request, and every verdict on the way there, as HTML."""
+    steps = "".join(f"<li>{verdict_html(verdict)}</li>" for verdict in verdicts)
+    return f"<div><b>{html.escape(title)}</b><ol>{steps}</ol></div>"
 
 
 def risk_map_png(verdict: Verdict) -> bytes | None:

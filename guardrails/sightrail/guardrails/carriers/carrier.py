@@ -209,6 +209,12 @@ class Marker(BaseModel):
     refused: bool
     verdicts: tuple[Verdict, ...] = ()
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outcome, and every verdict on the way to it."""
+        from ..verdict_drawing import trace_html
+
+        return trace_html("refused" if self.refused else "passed", self.verdicts)
+
     @classmethod
     def read(cls, value: Any) -> Marker | None:
         """The marker in what stands under ``KEY``, JSON text or not; None if it is not readable."""

@@ -142,6 +142,12 @@ class Screened:
     verdicts: tuple[Verdict, ...]
     cause: Exception | None = None
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outcome, and every verdict on the way to it."""
+        from ..verdict_drawing import trace_html
+
+        return trace_html("refused" if self.refused else "passed", self.verdicts)
+
 
 def _mark_nothing(holder: Any, verdicts: Sequence[Verdict], *, refused: bool) -> Any:
     return holder

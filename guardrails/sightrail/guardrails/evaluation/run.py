@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 import torch
 
+from .. import __version__
 from ..embedded import TESTBED, embedded_module
 from ..errors import ConfigurationError
 from ..model import LocalLVLM
@@ -122,7 +122,7 @@ def evaluate(
             encoder=encoder,
             split=split if source.name == TESTBED else source.name,
             seed=seed,
-            version=_version(),
+            version=__version__,
             device=run.once("device", lambda: describe_device(at_work.bare.model.device)),
             rows=tuple(rows),
             judge=judge.name,
@@ -373,13 +373,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _version() -> str:
-    try:
-        return version("sightrail")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 __all__ = ["describe_device", "evaluate"]

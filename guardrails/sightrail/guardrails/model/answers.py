@@ -56,6 +56,12 @@ class Answer:
     reasoning: str = ""
     step: int = 0
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outcome, and every verdict on the way to it."""
+        from ..verdict_drawing import trace_html
+
+        return trace_html(self.text, self.verdicts)
+
 
 @dataclass(frozen=True)
 class AnswerChunk:

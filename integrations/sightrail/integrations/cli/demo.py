@@ -82,19 +82,16 @@ def demo(
 
 
 def guarded_chain(model: LocalLVLM, detector: Detector) -> Any:
-    """The chain an application would build: prompt | ScreenImages | ChatLVLM | StrOutputParser."""
+    """The chain an application would build: prompt | guarded ChatLVLM | StrOutputParser."""
     from langchain_core.output_parsers import StrOutputParser
     from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder
 
     from sightrail.guardrails import SafetyPrefix
     from sightrail.runnables import ChatLVLM, ScreenImages
 
-    return (
-        ChatPromptTemplate([MessagesPlaceholder("messages")])
-        | ScreenImages(detector=detector)
-        | ChatLVLM(model=model, guardrails=[SafetyPrefix()], max_tokens=_MAX_NEW_TOKENS)
-        | StrOutputParser()
-    )
+    answers = ChatLVLM(model=model, guardrails=[SafetyPrefix()], max_tokens=_MAX_NEW_TOKENS)
+    guarded = ScreenImages(detector=detector).guard(answers)
+    return ChatPromptTemplate([MessagesPlaceholder("messages")]) | guarded | StrOutputParser()
 
 
 def run_case(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:

@@ -31,12 +31,14 @@ model = LocalLVLM.from_pretrained(MODEL)
 ENCODER = "testbed"
 detector = CachedDetector(RiskDetector.from_pretrained(ENCODER))  # looks at each picture once
 
-# 3. THE CHAIN. Pictures are screened, then the model answers behind a safety prefix.
+# 3. THE CHAIN. Pictures are screened, then the model answers behind a safety prefix. What nobody
+#    could look at is refused, and the model is not called.
 #    Fitted defences go into the same list: guardrails=[SafetyPrefix(), Moras.from_pretrained(...)].
 chain = (
     ChatPromptTemplate([MessagesPlaceholder("messages")])
-    | ScreenImages(detector=detector, policy=Policy(on_flagged="mask"))
-    | ChatLVLM(model=model, guardrails=[SafetyPrefix()], max_tokens=64)
+    | ScreenImages(detector=detector, policy=Policy(on_flagged="mask")).guard(
+        ChatLVLM(model=model, guardrails=[SafetyPrefix()], max_tokens=64)
+    )
     | StrOutputParser()
 )
 
