@@ -22,7 +22,7 @@ def test_a_notebook_runs_and_draws(path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(path, as_version=4)
     kernel = NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}
+        notebook, timeout=None, resources={"metadata": {"path": str(ROOT / "notebooks")}}
     )
     kernel.create_kernel_manager()
     launch = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
