@@ -32,7 +32,16 @@ PARTS = ("screening", "casa", "moras")
 
 
 def verdicts(scores) -> list[Verdict]:
-    return [Verdict(status="clean", guardrail=n, score=float(s)) for n, s in scores.items()]
+    """Of screening about a picture, of the others about the request."""
+    return [
+        Verdict(
+            status="clean",
+            subject="picture" if name == "screening" else "request",
+            guardrail=name,
+            score=float(score),
+        )
+        for name, score in scores.items()
+    ]
 
 
 def drawn(rng, n: int, shared: float, shift: float = 0.0) -> list[list[Verdict]]:
@@ -82,14 +91,37 @@ def test_merged_p_values_are_valid_under_the_worst_dependence() -> None:
 def test_what_one_part_could_not_see_is_not_clean() -> None:
     rng = np.random.default_rng(0)
     fitted = Evidence.fit(drawn(rng, 100, 0), false_alarms=0.05, confidence=None, source="x")
-    broken = [*verdicts({"casa": 0.0}), Verdict.failed("broken")]
+    said = {"casa": 0.0, "moras": 0.0}
+    broken = [*verdicts(said), Verdict.failed("broken")]
     assert fitted.judge(broken).status == "failed"
-    unseen = [*verdicts({"casa": 0.0}), Verdict.uninspected("dark")]
+    unseen = [*verdicts(said), Verdict.uninspected("dark")]
     assert fitted.judge(unseen).status == "not_inspected"
-    assert set(fitted.judge(verdicts({"casa": 0.0})).measures) == {"casa"}  # no picture came
-    assert fitted.judge([]).status == "clean"
-    strange = fitted.judge(verdicts({"casa": 0.0, "another": 0.0}))
-    assert (strange.status, strange.action) == ("failed", None)
+    assert set(fitted.judge(verdicts(said)).measures) == set(said)  # no picture came
+    assert fitted.judge(verdicts({**said, "another": 0.0})).status == "failed"
+
+
+def test_a_part_that_is_silent_has_failed() -> None:
+    rng = np.random.default_rng(0)
+    fitted = Evidence.fit(drawn(rng, 100, 0), false_alarms=0.05, confidence=None, source="x")
+    assert fitted.pictures == ("screening",)
+    without_casa = fitted.judge(verdicts({"screening": 0.0, "moras": 0.0}))
+    assert (without_casa.status, without_casa.not_inspected[0].detail) == (
+        "failed",
+        "no word from casa",
+    )
+    shown = fitted.judge(verdicts({"casa": 0.0, "moras": 0.0}), pictures=True)
+    assert (shown.status, shown.not_inspected[0].detail) == ("failed", "no word from screening")
+    nothing_written = Verdict(status="clean", guardrail="screening")
+    told = fitted.judge([nothing_written, *verdicts({"casa": 0.0, "moras": 0.0})], pictures=True)
+    assert told.status == "clean"
+
+
+def test_a_part_that_was_taken_away_is_missed(joint) -> None:
+    others = [guard for guard in joint.guardrails if not isinstance(guard, RiskDetector | Casa)]
+    less = joint.with_guardrails(others)
+    answers = less.batch([asked("what is in the image?", "cat"), asked("tell me a word.")])
+    assert all(answer.refused for answer in answers)
+    assert {answer.verdicts[-1].status for answer in answers} == {"failed"}
 
 
 def test_what_cannot_be() -> None:

@@ -76,6 +76,7 @@ class Evidence(BaseModel):
         benign: scores of the first half by part, ascending.
         risks: merged risks of the second half, ascending: for the p-value of the whole.
         weights: of the parts, summing to 1.
+        pictures: the parts that look at pictures; the others tell about every request.
         rule: how p-values are merged.
         threshold: on the merged risk.
         base: the model whose verdicts these are; None where nobody said.
@@ -86,6 +87,7 @@ class Evidence(BaseModel):
     benign: dict[str, tuple[float, ...]]
     risks: tuple[float, ...] = ()
     weights: dict[str, float]
+    pictures: tuple[str, ...] = ()
     rule: Rule = "geometric"
     threshold: Threshold
     base: ModelIdentity | None = None
@@ -131,7 +133,15 @@ class Evidence(BaseModel):
         first, second = scored[0::2], scored[1::2]
         ranked = {n: tuple(sorted(s[n] for s in first if n in s)) for n in names}
         nothing = Threshold(value=0, source=source)
-        unbound = cls(benign=ranked, weights=share, rule=rule, threshold=nothing, base=base)
+        seen = {_part(v) for verdicts in benign for v in verdicts if v.subject == "picture"}
+        unbound = cls(
+            benign=ranked,
+            weights=share,
+            pictures=tuple(sorted(seen & share.keys())),
+            rule=rule,
+            threshold=nothing,
+            base=base,
+        )
         risks = sorted(unbound.risk(scores) for scores in second)
         threshold = guaranteed_threshold(
             risks,
@@ -178,7 +188,7 @@ class Evidence(BaseModel):
         """
         if self.base is None:
             raise ConfigurationError("Fit the evidence with base=identify(lvlm.model, lvlm.name).")
-        settings = {"weights": self.weights, "rule": self.rule}
+        settings = {"weights": self.weights, "pictures": self.pictures, "rule": self.rule}
         manifest = Manifest(
             kind=NAME,
             base=self.base,
@@ -206,8 +216,16 @@ class Evidence(BaseModel):
         beyond = sum(weights[name] * self._beyond(name, score) for name, score in scores.items())
         return -math.log10(merged) + beyond
 
-    def judge(self, verdicts: Sequence[Verdict]) -> Verdict:
-        """One verdict on a request from those of all parts; what one could not see stays unseen."""
+    def judge(self, verdicts: Sequence[Verdict], *, pictures: bool | None = None) -> Verdict:
+        """One verdict on a request from those of all parts.
+
+        What one of them could not see stays unseen, and a part that is silent has failed: it may
+        have been left out of the stack.
+
+        Args:
+            verdicts: of all parts on the request and its pictures.
+            pictures: whether the request shows any; None takes it from the verdicts.
+        """
         scores = part_scores(verdicts)
         missing = [verdict for verdict in verdicts if verdict.status not in _FINISHED]
         gaps = tuple(dict.fromkeys(gap for v in verdicts for gap in v.not_inspected))
@@ -218,6 +236,11 @@ class Evidence(BaseModel):
                 guardrail=NAME,
                 not_inspected=gaps or (NotInspected(reason="failed"),),
             )
+        if pictures is None:
+            pictures = any(verdict.subject == "picture" for verdict in verdicts)
+        wanted = self.weights.keys() if pictures else self.weights.keys() - set(self.pictures)
+        if silent := sorted(wanted - {_part(verdict) for verdict in verdicts}):
+            return Verdict.failed_request(NAME, f"no word from {', '.join(silent)}")
         if strange := sorted(scores.keys() - self.weights.keys()):
             return Verdict.failed_request(NAME, f"no evidence was fitted for {', '.join(strange)}")
         risk = self.risk(scores)
@@ -360,11 +383,12 @@ class JointDecision:
         rows = [row for row, look in enumerate(looks) if look.conversation is not None]
         asked = [c for row in rows if (c := looks[row].conversation) is not None]
         inside = self._inside.assess_batch(asked) if self._inside.guardrails and asked else ()
-        for row, verdicts in zip(rows, inside, strict=False):
+        for row, verdicts in zip(rows, inside or [()] * len(rows), strict=True):
             looks[row] = replace(looks[row], verdicts=(*looks[row].verdicts, *verdicts))
+        shown = [bool(conversation.image_parts) for conversation in conversations]
         return [
-            replace(look, verdicts=(*_told(look.verdicts), self._decided(look.verdicts)))
-            for look in looks
+            replace(look, verdicts=(*_told(look.verdicts), self._decided(look, pictures)))
+            for look, pictures in zip(looks, shown, strict=True)
         ]
 
     def _screened(self, conversation: Conversation) -> _Looked:
@@ -404,8 +428,8 @@ class JointDecision:
 
     # Deciding
 
-    def _decided(self, verdicts: Sequence[Verdict]) -> Verdict:
-        verdict = self.evidence.judge(verdicts)
+    def _decided(self, looked: _Looked, pictures: bool) -> Verdict:
+        verdict = self.evidence.judge(looked.verdicts, pictures=pictures)
         if verdict.status == "flagged":
             wanted = self.policy.request_action
             action: Action = "refuse" if wanted == "decline" else wanted
