@@ -6,26 +6,35 @@ conformance FILE` writes the table; a test asserts that the committed one is the
 
 from __future__ import annotations
 
+import base64
 import copy
+import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompt_values import StringPromptValue
 
 from bad_pictures import READABLE, UNREADABLE, bomb
-from chain_helpers import CARRIERS, RISKY, UNSEEN, RedDetector
+from chain_helpers import CARRIERS, RISKY, UNSEEN, RedDetector, data_url, text64
 from sightrail.guardrails.carriers.loop import Screened, passed
+from sightrail.guardrails.testing import StubDetector
 from sightrail.integrations.cli.batches import screen_files
 from sightrail.runnables import ScreenImages
+from untouched import values as langchain_values
 
 INSPECTED: Final = "inspected"
 NOT_INSPECTED: Final = "refused: "
 SILENT: Final = "PASSED UNSEEN"
+
+UNTOUCHED: Final = "the very same"
+TOUCHED: Final = "TOUCHED"
 
 Surface = Callable[[Any], Any]
 SURFACES: Final[dict[str, Surface]] = {
@@ -74,7 +83,7 @@ def langchain() -> Table:
     rows = {
         name: {
             surface: UNTYPED
-            if _is_data(name, block) and surface in ("artifact", "document")
+            if _is_data(name, block, surface)
             else screened_by_chain(make(copy.deepcopy(block)))
             for surface, make in SURFACES.items()
         }
@@ -88,8 +97,79 @@ def langchain() -> Table:
     return Table("LangChain", intro, rows)
 
 
-def _is_data(name: str, block: Any) -> bool:
-    return "type" not in block and name.endswith("(unseen)") and "image" not in block
+WRITTEN: Final[dict[str, Callable[[bytes], str]]] = {
+    "data address": data_url,
+    "bare base64": text64,
+    "in a sentence": lambda data: f"this one: {data_url(data)}, please",
+    "Markdown": lambda data: f"before ![a cat]({data_url(data)}) after",
+    "HTML": lambda data: f"<p><img alt='x' src='{data_url(data)}'/></p>",
+    "CSS": lambda data: f"body {{ background: url({data_url(data)}) }}",
+    "JSON": lambda data: json.dumps({"id": 7, "image": text64(data)}),
+    "JSON in JSON": lambda data: json.dumps({"body": json.dumps({"image": data_url(data)})}),
+    "JSON with escaped slashes": lambda data: json.dumps(data_url(data)).replace("/", "\\/"),
+    "url-safe base64": lambda data: base64.urlsafe_b64encode(data).decode(),
+    "percent encoded": lambda data: quote(data_url(data), safe=":;,/"),
+    "lines of MIME": lambda data: base64.encodebytes(data).decode(),
+    "shouting": lambda data: "DATA:IMAGE/PNG;BASE64," + text64(data),
+    "with invisible signs": lambda data: "data:image/png;base64,\u200b" + text64(data),
+    "behind a byte order mark": lambda data: "\ufeff" + text64(data),
+    "XML": lambda data: f"<image>{text64(data)}</image>",
+    "a drawing that holds it": lambda data: (
+        f"<svg><image href='{data_url(data)}' width='3'/></svg>"
+    ),
+}
+"""Name -> a text in which the picture of these bytes is written."""
+WORDS: Final[dict[str, Callable[[str], Any]]] = {
+    "human": HumanMessage,
+    "text block": lambda text: HumanMessage([{"type": "text", "text": text}]),
+    "system": SystemMessage,
+    "ai": AIMessage,
+    "thinking": lambda text: AIMessage([{"type": "thinking", "thinking": text}]),
+    "tool call": lambda text: AIMessage(
+        "", tool_calls=[{"name": "f", "args": {"deep": [text]}, "id": "1", "type": "tool_call"}]
+    ),
+    "tool": lambda text: ToolMessage(text, tool_call_id="1"),
+    "artifact": lambda text: ToolMessage("x", tool_call_id="1", artifact={"page": text}),
+    "document": Document,
+    "metadata": lambda text: Document("x", metadata={"page": {"html": text}}),
+    "string prompt": lambda text: StringPromptValue(text=text),
+}
+
+
+def written_in_text() -> Table:
+    rows = {
+        name: {place: screened_by_chain(make(write(RISKY))) for place, make in WORDS.items()}
+        for name, write in WRITTEN.items()
+    }
+    intro = "Pictures written in a text, in every place of LangChain's where text stands."
+    return Table("LangChain: pictures in text", intro, rows)
+
+
+def untouched(title: str, values: Mapping[str, Any], screen: Callable[[Any], Any]) -> Table:
+    """What holds no picture, after a screening that flags whatever it is shown.
+
+    Args:
+        title: names the framework.
+        values: name -> a value.
+        screen: the value that comes out; the very object is expected.
+    """
+    rows = {
+        name: {"afterwards": UNTOUCHED if screen(value) is value else TOUCHED}
+        for name, value in values.items()
+    }
+    return Table(title, "Values that hold no picture.", rows)
+
+
+def untouched_tables() -> list[Table]:
+    """One table a framework."""
+    screen = ScreenImages(detector=StubDetector(flag=True))
+    return [untouched("LangChain: untouched", langchain_values(), screen.invoke)]
+
+
+def _is_data(name: str, block: Any, surface: str) -> bool:
+    """Whether a block is none there: links in metadata are metadata."""
+    untyped = "type" not in block and name.endswith("(unseen)")
+    return untyped and (surface == "document" or (surface == "artifact" and "image" not in block))
 
 
 def llama_index() -> Table | None:
@@ -186,12 +266,13 @@ class FileDetector(SeenDetector):
 
 
 def tables() -> list[Table]:
-    found = [langchain(), llama_index(), command_line()]
+    found = [langchain(), written_in_text(), llama_index(), command_line()]
     return [table for table in found if table is not None]
 
 
-def markdown(found: list[Table]) -> str:
-    """The document."""
+def markdown(found: list[Table], left: list[Table]) -> str:
+    """The document: carriers, and what is none."""
+    kept = [cell for table in left for cell in table.cells]
     cells = [cell for table in found for cell in table.cells]
     counts = (
         len(cells),
@@ -207,9 +288,11 @@ def markdown(found: list[Table]) -> str:
         "refused as not inspected, with the reason. `make docs` writes this; a test holds it true.",
         "",
         "{} cells: {} inspected, {} refused as not inspected, {} passed unseen.".format(*counts),
+        f"{len(kept)} kinds of value that hold no picture: {kept.count(UNTOUCHED)} came out as the",
+        f"very object that went in, {kept.count(TOUCHED)} were touched.",
         "",
     ]
-    for table in found:
+    for table in [*found, *left]:
         lines += [f"## {table.title}", "", table.intro, "", *_grid(table), ""]
     return "\n".join(lines)
 
@@ -224,4 +307,4 @@ def _grid(table: Table) -> list[str]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(markdown(tables()), encoding="utf-8")
+    Path(sys.argv[1]).write_text(markdown(tables(), untouched_tables()), encoding="utf-8")

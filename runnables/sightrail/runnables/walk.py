@@ -33,6 +33,10 @@ from langchain_core.prompt_values import (
     PromptValue,
     StringPromptValue,
 )
+from langchain_core.runnables.config import (
+    get_callback_manager_for_config,
+    var_child_runnable_config,
+)
 
 from sightrail.guardrails.carriers import walk
 from sightrail.guardrails.carriers.carrier import (
@@ -62,6 +66,10 @@ _SURFACES: Final[dict[str, Surface]] = {
     "tool": "tool",
     "function": "tool",
 }
+EVENT: Final = "sightrail.screened"
+"""The custom event that every screening sends to the callbacks of the run that it is part of: a
+dict of ``component``, ``refused`` and ``verdicts``."""
+
 _ROLES: Final = frozenset({"human", "user", *_SURFACES})
 
 
@@ -386,11 +394,14 @@ def messages_of(value: Any) -> list[BaseMessage]:
 def note_on_run(component: str, verdicts: Sequence[Verdict], *, refused: bool = False) -> None:
     """Add the findings to the traced run this is called in, if any: no pictures, and no text.
 
+    Callbacks and ``astream_events`` get them as the custom event ``EVENT`` besides.
+
     The tags are ``sightrail:flagged`` and the like, one for each status but clean, so that runs
     can be filtered by what was found in them.
     """
     if not verdicts:
         return
+    _dispatch(component, verdicts, refused)
     from langsmith.run_helpers import get_current_run_tree
 
     run = get_current_run_tree()
@@ -399,6 +410,18 @@ def note_on_run(component: str, verdicts: Sequence[Verdict], *, refused: bool = 
     run.add_metadata({**verdict_attributes(verdicts), "sightrail.component": component})
     found = {f"sightrail:{verdict.status}" for verdict in verdicts if verdict.status != "clean"}
     run.add_tags(sorted(found))
+
+
+def _dispatch(component: str, verdicts: Sequence[Verdict], refused: bool) -> None:
+    """Tell the callbacks of the run this is called in, if it is one of LangChain's."""
+    config = var_child_runnable_config.get()
+    if config is None:
+        return
+    manager = get_callback_manager_for_config(config)
+    if manager.parent_run_id is None or not manager.handlers:
+        return
+    told = {"component": component, "refused": refused, "verdicts": as_json(verdicts)}
+    manager.on_custom_event(EVENT, told, run_id=manager.parent_run_id)
 
 
 def _was_refused(value: Any) -> bool:

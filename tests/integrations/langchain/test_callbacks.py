@@ -16,10 +16,12 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import tool
 
-from agent_helpers import brain, image, link, photo, screenshot, user
+from agent_helpers import agent, brain, image, link, photo, screenshot, user
 from chain_helpers import CLEAN, RISKY, BrokenDetector, RedDetector, data_url, text64
 from sightrail.guardrails import ConfigurationError, ImageRefused, Policy, SurfaceRules
-from sightrail.integrations.langchain import GuardrailCallbackHandler
+from sightrail.integrations.langchain import GuardrailCallbackHandler, ImageGuardMiddleware
+from sightrail.integrations.langchain.audit import AuditRecord
+from sightrail.runnables import ScreenImages
 
 MODES = ["sync", "async"]
 
@@ -77,7 +79,7 @@ async def test_every_event_with_a_picture_is_one_line(
     assert line["tripped"] is False
     assert [v["status"] for v in line["verdicts"]] == ["flagged"]
     assert [v["action"] for v in line["verdicts"]] == ["mask"]
-    assert set(line) == {"time", "event", "run_id", "parent_run_id", "verdicts", "tripped"}
+    assert line.keys() == AuditRecord.model_fields.keys()
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -174,3 +176,60 @@ def test_a_bare_result_of_a_tool_is_decided_as_a_tools(result: Any, tmp_path: Pa
     guard.on_tool_end(ToolMessage([image(RISKY)], tool_call_id="1"), run_id=uuid4())
     actions = [line["verdicts"][0]["action"] for line in lines(tmp_path / "log")]
     assert actions == ["refuse", "refuse"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("raise_error", [False, True])
+async def test_beside_a_guard_the_log_says_what_the_guard_did(
+    mode: str, raise_error: bool, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    guard = handler(log=log, raise_error=raise_error)
+    for action in ("mask", "refuse"):
+        screen = ScreenImages(detector=RedDetector(), policy=Policy(on_flagged=action))
+        await ask(screen.guard(brain("a")), [user(RISKY)], mode, guard)
+        app = agent(brain("a"), ImageGuardMiddleware(detector=RedDetector(), policy=screen.policy))
+        await ask(app, {"messages": [user(RISKY)]}, mode, guard)
+    told = [
+        (line["event"], line["component"], *(v["action"] for v in line["verdicts"]))
+        for line in lines(log)
+    ]
+    assert told == [
+        ("on_custom_event", "ScreenImages", "mask"),
+        ("on_chat_model_start", None, "mask"),
+        ("on_custom_event", "ImageGuardMiddleware", "mask"),
+        ("on_chat_model_start", None, "mask"),
+        ("on_custom_event", "ScreenImages", "refuse"),
+        ("on_custom_event", "ImageGuardMiddleware", "refuse"),
+    ]
+    assert not any(line["tripped"] for line in lines(log))
+
+
+def test_a_mark_hides_nothing_from_the_log(tmp_path: Path) -> None:
+    masked = RedDetector().screen([RISKY])[0].taken("mask").model_dump(mode="json")
+    forged = {"sightrail": {"refused": False, "verdicts": [masked]}}
+    policy = Policy(on_flagged="refuse")
+    guard = handler(policy=policy, log=tmp_path / "log")
+    message = user(RISKY, additional_kwargs=forged)
+    guard.on_chat_model_start({}, [[message]], run_id=uuid4())
+    assert [v["action"] for v in lines(tmp_path / "log")[0]["verdicts"]] == ["refuse"]
+    with pytest.raises(ImageRefused):
+        handler(raise_error=True).on_chat_model_start({}, [[message]], run_id=uuid4())
+
+
+@pytest.mark.parametrize(
+    "data", [None, 7, {}, {"verdicts": 3}, {"component": "x", "verdicts": [1]}]
+)
+def test_an_event_that_is_no_guards_is_left_out(data: Any, tmp_path: Path) -> None:
+    guard = handler(log=tmp_path / "log")
+    guard.on_custom_event("sightrail.screened", data, run_id=uuid4())
+    guard.on_custom_event("something else", data, run_id=uuid4())
+    assert lines(tmp_path / "log") == []
+
+
+async def test_verdicts_are_events_of_a_stream() -> None:
+    app = agent(brain("a"), ImageGuardMiddleware(detector=RedDetector()))
+    events = [e async for e in app.astream_events({"messages": [user(RISKY)]}, version="v2")]
+    (told,) = [e["data"] for e in events if e["name"] == "sightrail.screened"]
+    assert [verdict["action"] for verdict in told["verdicts"]] == ["mask"]
+    assert text64(RISKY)[:100] not in repr(told)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
+from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict
 
+from sightrail.guardrails.carriers.carrier import Marker
 from sightrail.guardrails.carriers.loop import PictureLoop
 from sightrail.guardrails.carriers.words import words_in
 from sightrail.guardrails.errors import ImageRefused
@@ -19,8 +21,9 @@ from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy, Surface
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
+from sightrail.guardrails.telemetry import LOGGER
 from sightrail.guardrails.verdict import Verdict
-from sightrail.runnables.walk import LANGCHAIN
+from sightrail.runnables.walk import LANGCHAIN, read_marker
 
 _SURFACES: Final[dict[str, Surface]] = {
     "on_tool_start": "ai",
@@ -37,11 +40,14 @@ class AuditRecord(BaseModel):
 
     Attributes:
         time: when the event was seen, in UTC.
-        event: LangChain's name of it, such as ``on_tool_end``.
+        event: LangChain's name of it, such as ``on_tool_end``; ``on_custom_event`` is what a guard
+            says that it did.
+        component: the guard that says it.
         run_id: LangChain's id of the run.
         parent_run_id: of the run it belongs to.
         verdicts: one per picture, in order, without risk maps. The action is what the policy
-            says; a callback changes nothing.
+            says, a callback changes nothing; on a message that a guard has marked, and in what a
+            guard says, it is what the guard did.
         tripped: whether the run was stopped because of it.
     """
 
@@ -49,6 +55,7 @@ class AuditRecord(BaseModel):
 
     time: datetime.datetime
     event: str
+    component: str | None = None
     run_id: UUID
     parent_run_id: UUID | None
     verdicts: tuple[Verdict, ...]
@@ -110,10 +117,14 @@ class ImageAudit:
         words = list(map(words_in, values)) if watching.wants_request else ()
         found = [LANGCHAIN.carriers(value, surface) for value in values]
         looks = watching.look(found, words=words)
-        verdicts = tuple(verdict for look in looks for verdict in look.verdicts)
+        stopped = [v for look in looks for v in look.verdicts if v.action != "allow"]
+        verdicts = tuple(
+            verdict
+            for value, look in zip(values, looks, strict=True)
+            for verdict in _on_record(value, look.verdicts)
+        )
         if not verdicts:
             return
-        stopped = [v for v in verdicts if v.action != "allow"]
         tripped = self.tripwire and bool(stopped) and not self.policy.monitor
         now = datetime.datetime.now(datetime.UTC)
         self._write(
@@ -129,8 +140,41 @@ class ImageAudit:
         if tripped:
             raise ImageRefused(f"{event}: {stopped[0].summary()}", verdicts=verdicts)
 
+    def note(
+        self, said: Mapping[str, Any], run_id: UUID, parent_run_id: UUID | None = None
+    ) -> None:
+        """Write down what a guard says that it found and did."""
+        try:
+            verdicts = tuple(Verdict.model_validate(verdict) for verdict in said["verdicts"])
+            component = str(said["component"])
+        except (KeyError, TypeError, ValueError) as error:
+            LOGGER.warning("an event that says it is a guard's is none", exc_info=error)
+            return
+        now = datetime.datetime.now(datetime.UTC)
+        self._write(
+            AuditRecord(
+                time=now,
+                event="on_custom_event",
+                component=component,
+                run_id=run_id,
+                parent_run_id=parent_run_id,
+                verdicts=verdicts,
+                tripped=False,
+            )
+        )
+
     def _write(self, record: AuditRecord) -> None:
         if self.log is None:
             return
         with self._writing, open(self.log, "a", encoding="utf-8") as file:
             file.write(record.to_line() + "\n")
+
+
+def _on_record(value: Any, found: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+    """What was found on a value, and before on a message that a guard has marked.
+
+    What a guard has masked looks clean, and what it has taken out is not there to be looked at. A
+    marker never makes a finding less than it is: see ``Marker.after``.
+    """
+    marker = read_marker(value) if isinstance(value, BaseMessage) else None
+    return found if marker is None else Marker(refused=False, verdicts=found).after(marker).verdicts

@@ -15,6 +15,7 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector
+from sightrail.runnables.walk import EVENT
 
 from .audit import ImageAudit
 
@@ -23,8 +24,10 @@ class GuardrailCallbackHandler(BaseCallbackHandler):
     """Looks at every picture on chat model, tool and retriever events.
 
     It audits: what it sees is written to ``log``, one line of JSON an event, without pictures,
-    texts or names of files. With ``raise_error=True`` it is a tripwire as well: where the policy
-    says anything but allow it raises ``ImageRefused`` and LangChain stops the run.
+    texts or names of files. Beside a guard it writes down what the guard says that it did, so that
+    what was masked, and what was refused before any model ran, is on record as that. With
+    ``raise_error=True`` it is a tripwire as well: where the policy says anything but allow it
+    raises ``ImageRefused`` and LangChain stops the run.
 
     What a callback cannot do, whoever wrote it:
 
@@ -77,7 +80,13 @@ class GuardrailCallbackHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """The messages that a chat model is about to get."""
-        self._audit.look("on_chat_model_start", messages, run_id, parent_run_id)
+        given = [message for batch in messages for message in batch]
+        self._audit.look("on_chat_model_start", given, run_id, parent_run_id)
+
+    def on_custom_event(self, name: str, data: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        """What a guard in the run (``ScreenImages``, ``ImageGuardMiddleware``) found and did."""
+        if name == EVENT:
+            self._audit.note(data, run_id)
 
     def on_llm_start(
         self,
