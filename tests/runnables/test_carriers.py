@@ -34,7 +34,8 @@ from chain_helpers import (
     risky_picture,
 )
 from sightrail.guardrails import Limits, Picture, Policy
-from sightrail.guardrails.screening.regions import FILL, MARGIN
+from sightrail.guardrails.screening.regions import MARGIN, cover_regions
+from sightrail.guardrails.verdict import Region
 from sightrail.runnables import ScreenImages, read_marker
 
 Block = dict[str, Any]
@@ -70,12 +71,8 @@ def same(first: Image.Image, second: Image.Image) -> bool:
 
 
 def masked() -> Image.Image:
-    image = risky_picture()
-    left, top, right, bottom = RED_BOX
-    reach = round(MARGIN * min(image.size))
-    grown = (max(0, left - reach), max(0, top - reach), right + reach, bottom + reach)
-    image.paste(FILL, grown)
-    return image
+    region = Region(box=RED_BOX, category="weapons", score=1.0)
+    return cover_regions(risky_picture(), [region], margin=MARGIN)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -71,6 +71,16 @@ def test_a_picture_that_does_not_get_clean_is_refused(answer: Verdict) -> None:
     assert any(why.reason == "still_risky" for why in applied.verdict.not_inspected) is not clean
 
 
+def test_a_blur_that_leaves_something_becomes_a_fill() -> None:
+    watcher = Watcher([found(FIRST), found()])
+    applied = apply_policy(PHOTO, found(FIRST), Policy(mask="blur"), look_again=watcher)
+    (first, _), (second, covers) = watcher.asked
+    assert len(first.crop(covers[0]).getcolors() or []) > 1
+    assert len(second.crop(covers[0]).getcolors() or []) == 1
+    assert applied.image is not None
+    assert applied.image.tobytes() == second.tobytes()
+
+
 def test_a_monitor_covers_nothing_and_looks_once() -> None:
     watcher = Watcher([found(FIRST)])
     assert (

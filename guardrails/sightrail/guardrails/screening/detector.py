@@ -146,7 +146,8 @@ class RiskDetector:
         """Look at pictures whose risky places were covered, where the cover lies.
 
         Whatever the cover does not touch was looked at before and found to be clean (see
-        `regions.find_all_regions`). Costs a fraction of a first look.
+        `regions.find_all_regions`). Costs a fraction of a first look; what is clean by less than
+        the encoder's temperature is looked at in full.
 
         Args:
             pictures: as they are now.
@@ -166,7 +167,12 @@ class RiskDetector:
         quick = self._looking
         if quick.bands is not None:
             quick = quick.model_copy(update={"look": "coarse_to_fine"})
-        looks = list(Looker(self.encoder, self.texts, quick).look(views, wanted))
+        looker = Looker(self.encoder, self.texts, quick)
+        looks = list(looker.look(views, wanted))
+        for look in looks:
+            below = limit.picture.value - float(risk_of(look).picture.max())
+            if 0 < below < 1 / self.encoder.logit_scale:
+                looker.look_at_the_rest(look)
         timings = {"screen": 1000 * (time.perf_counter() - started)}
         return [
             self._verdict(picture, [look for look in looks if look.view.owner == i], limit, timings)

@@ -249,6 +249,12 @@ class Looker:
             self._look(group)
             yield from group
 
+    def look_at_the_rest(self, look: Look) -> None:
+        """Every crop that the look left out, so that it is as good as a first one."""
+        rest = [n for n in range(len(look.view.encoded)) if n not in look.seen]
+        self._encode([(look, rest)])
+        self._score(look, complete=True)
+
     def _look(self, looks: list[Look]) -> None:
         bands = self.settings.bands if self.settings.look == "coarse_to_fine" else None
         if bands is None:
