@@ -127,14 +127,40 @@ def test_what_is_screened_is_what_the_processor_makes(
         ("llava", {(37, 28)}),
         ("gemma3", {(28, 28)}),
         ("internvl", {(28, 28)}),
-        ("idefics3", {(56, 42)}),
+        ("idefics3", {(56, 42), (64, 48)}),
         ("mistral3", {(42, 31)}),
-        ("qwen2_vl", set()),
+        ("qwen2_vl", {(39, 29)}),
     ],
 )
-def test_every_familys_fixed_size_is_read(family: str, sizes: set[tuple[int, int]]) -> None:
+def test_every_familys_size_is_read(family: str, sizes: set[tuple[int, int]]) -> None:
     views = seen_by(tiny(family)[1], Image.new("RGB", (64, 48), "blue"))
     assert {view.size for view in views} == sizes
+
+
+def test_a_size_for_each_picture_is_what_the_processor_chooses() -> None:
+    processor = tiny("qwen2_vl")[1]
+    image = Image.effect_noise((600, 300), 40).convert("RGB")
+    (view,) = seen_by(processor, image)
+    found = processor.image_processor(image, return_tensors="pt")
+    side = processor.image_processor.patch_size
+    rows, columns = (int(n) * side for n in found["image_grid_thw"][0][1:])
+    assert view.size == pytest.approx((columns, rows), rel=0.1)
+
+
+def test_tiles_count_as_what_they_show() -> None:
+    images = hf.LlavaNextImageProcessor(
+        size={"shortest_edge": 28},
+        crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=[[56, 56], [28, 84]],
+    )
+    holder = type("Holder", (), {"image_processor": images})()
+    views = seen_by(holder, Image.effect_noise((400, 400), 40).convert("RGB"))
+    assert [view.size for view in views] == [(28, 28), (62, 62)]  # four tiles and the whole
+
+
+def test_what_the_processor_cannot_prepare_is_looked_at_as_it_is() -> None:
+    thin = Image.new("RGB", (3000, 10))  # Qwen-VL takes nothing longer than 200 times its width
+    assert seen_by(tiny("qwen2_vl")[1], thin) == (thin,)
 
 
 def test_a_picture_that_is_not_made_smaller_has_no_further_views() -> None:

@@ -69,7 +69,7 @@ def test_a_detector_counts_and_places_them(random_encoder: Encoder, patches: str
 
 @pytest.mark.parametrize(
     ("size", "seen"),
-    [((4000, 3000), (1568, 1176)), ((4000, 300), (2048, 154)), ((640, 480), (640, 480))],
+    [((4000, 3000), (1280, 960)), ((4000, 300), (2048, 154)), ((640, 480), (640, 480))],
 )
 def test_named_models_see_a_picture_at_their_own_size(
     size: tuple[int, int], seen: tuple[int, int]
@@ -134,7 +134,7 @@ def test_tiles_cover_the_picture_within_the_budget(
 
 
 def test_a_model_that_is_not_in_the_table_is_an_error_that_names_those_that_are() -> None:
-    with pytest.raises(ValidationError, match="gpt-4o, claude"):
+    with pytest.raises(ValidationError, match="gpt-4o, .*claude"):
         ScreeningSettings(seen_by=("gpt-5000",))
 
 

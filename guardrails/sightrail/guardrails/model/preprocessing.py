@@ -73,14 +73,18 @@ _SCALERS: Final[dict[int, Scaler]] = {
 """By Pillow's number, as transformers stores it; all but the first weigh the whole cell there."""
 
 
-def seen_by(processor: Any, image: Image) -> tuple[Image, ...]:
-    """The picture at the size the processor gives it; nothing where that is no smaller.
+_PLAINLY_MORE: Final = 1.25  # times the pixels: less is rounding to whole patches
 
-    Sizes are fixed for LLaVA-1.5 (the shorter side, before its centre crop), for SigLIP towers
-    (Gemma 3, LLaVA-OneVision and InternVL: the whole picture squashed) and for Idefics3, SmolVLM
-    and Pixtral (the longer side). Families that choose a size for each picture (Qwen-VL) or add
-    tiles of it at a higher resolution (LLaVA-NeXT, LLaVA-OneVision, InternVL, Mllama, Gemma 3's
-    pan and scan) show it close to its own size as well, which is what screening sees anyway.
+
+def seen_by(processor: Any, image: Image) -> tuple[Image, ...]:
+    """The picture at the sizes at which the processor shows it; nothing where that is no smaller.
+
+    A size that all pictures get stands in the processor's settings: for LLaVA-1.5 (the shorter
+    side, before its centre crop), for SigLIP towers (the whole picture squashed) and for Idefics3,
+    SmolVLM and Pixtral (the longer side). Some show more: Qwen-VL chooses a size for each picture,
+    and LLaVA-NeXT, LLaVA-OneVision, InternVL, Mllama and Gemma 3's pan and scan add tiles of it at
+    a higher resolution. So the processor is asked what it makes of this picture, and where that
+    has plainly more pixels, the picture is there with as many as well, which may be all of them.
 
     Args:
         processor: the model's processor.
@@ -89,12 +93,38 @@ def seen_by(processor: Any, image: Image) -> tuple[Image, ...]:
     from ..screening.seen_by import scaled_views
 
     images = getattr(processor, "image_processor", None)
-    if images is None or not getattr(images, "do_resize", False):
+    if images is None:
         return ()
-    size = _fixed_size(getattr(images, "size", None), image)
-    if pads_to_square(images):
-        size = _in_a_square(images.size, image) or size
-    return () if size is None else scaled_views(image, [size], [_scaler(images)])
+    views: tuple[Image, ...] = ()
+    if getattr(images, "do_resize", False):
+        size = _fixed_size(getattr(images, "size", None), image)
+        if pads_to_square(images):
+            size = _in_a_square(images.size, image) or size
+        views = () if size is None else scaled_views(image, [size], [_scaler(images)])
+        if (size is not None and not views) or pads_to_square(images):
+            return views  # it is made larger, or nothing but padding is added
+    known = max((view.width * view.height for view in views), default=0)
+    shown, own = _pixels_shown(images, image), image.width * image.height
+    if shown <= _PLAINLY_MORE * known:
+        return views
+    if shown >= own:
+        return (*views, image)
+    share = (shown / own) ** 0.5
+    larger = (max(1, int(image.width * share)), max(1, int(image.height * share)))
+    return (*views, *scaled_views(image, [larger], [_scaler(images)]))
+
+
+def _pixels_shown(images: Any, image: Image) -> float:
+    """How many pixels of a picture a processor hands to the model, padding among them.
+
+    What it cannot prepare counts in full: whoever makes the model see it all the same should find
+    that it was looked at as closely as can be.
+    """
+    try:
+        pixels = images(image, return_tensors="pt")["pixel_values"]
+        return int(pixels.numel()) / 3 / int(getattr(images, "temporal_patch_size", None) or 1)
+    except Exception:  # every family's processor raises its own kinds of error
+        return image.width * image.height
 
 
 def _scaler(images: Any) -> Scaler:
