@@ -28,7 +28,8 @@ Surface = Literal["user", "system", "ai", "tool", "retrieval"]
 
 REASONS: Final = frozenset(
     {"audio", "video", "file", "file_id", "pdf", "svg", "unknown_block", "unknown_object"}
-    | {"remote_url", "remote_failed", "remote_private", "local_address", "malformed_block"}
+    | {"remote_url", "remote_failed", "remote_private", "remote_forbidden", "remote_timeout"}
+    | {"local_address", "malformed_block", "not_resolved"}
     | {"missing_file", "not_a_file", "unreadable_file", "unsupported_source", "unsupported_mode"}
     | {"empty", "not_an_image", "truncated", "too_small", "too_large", "too_deep", "too_fine"}
     | {"too_many_images", "too_many_frames", "too_many_views", "too_much_text", "unparsable"}

@@ -134,7 +134,7 @@ def test_tiles_cover_the_picture_within_the_budget(
 
 
 def test_a_model_that_is_not_in_the_table_is_an_error_that_names_those_that_are() -> None:
-    with pytest.raises(ValidationError, match="gpt-4o, .*claude"):
+    with pytest.raises(ValidationError, match=r"gpt-4o, .*claude"):
         ScreeningSettings(seen_by=("gpt-5000",))
 
 
