@@ -39,6 +39,7 @@ from sightrail.guardrails import (
     Policy,
     PromptError,
     SafetyPrefix,
+    UnsupportedModelError,
     Verdict,
 )
 from sightrail.guardrails.model.messages import Conversation
@@ -224,7 +225,7 @@ def test_the_policy_may_ask_for_an_exception(local: WatchedLVLM) -> None:
 def test_settings_reach_the_model_and_impossible_ones_are_errors(llm: LVLM) -> None:
     short = llm.chat([asked()], max_tokens=1)
     assert short.raw["usage"]["completion_tokens"] == 1
-    with pytest.raises(ConfigurationError, match="tools: local models"):
+    with pytest.raises(UnsupportedModelError, match="knows no tools"):
         llm.chat([asked()], tools=[{"name": "f"}])
     with pytest.raises(ConfigurationError, match="num_dreams"):
         llm.chat([asked()], num_dreams=3)
