@@ -32,6 +32,7 @@ from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
 from tiny_models import Pair, fresh, tiny
 
 TOKENS = 5
+SLIDING = ("gemma3", "gemma3n", "llama4", "llava_next")
 Logits = torch.Tensor
 Messages = Any
 
@@ -62,12 +63,14 @@ class Defence:
         off: the same at strength zero.
         oracle: (ours, theirs), the logits of the first row of ``PICTURES`` with the defence, and as
             a plain computation gives them; both [steps, B, V].
+        column: its name in docs/families.md.
         without: what remains of the defence when it is off; for most nothing.
     """
 
     on: Callable[[str, Pair], Any]
     off: Callable[[str, Pair], Any]
     oracle: Callable[[str], tuple[Logits, Logits]]
+    column: str
     without: tuple[Any, ...] = ()
 
     def guarded(self, family: str, pair: Pair | None = None) -> LocalLVLM:
@@ -106,7 +109,7 @@ def dense_attention(
     model, processor = fresh(family)
     guard = calibrated(gamma=gamma, rule=rule, decode=decode, band=(0.0, 0.7))
     # The oracle knows no sliding cache.
-    steps = 1 if decode and family in ("gemma3", "llava_next") else TOKENS
+    steps = 1 if decode and family in SLIDING else TOKENS
     lvlm = LocalLVLM(model, processor, guardrails=[guard])
     _, ours = record(lvlm, PICTURES[:1], max_new_tokens=steps)
     tower = text_tower(model, wanted_by="test")
@@ -182,26 +185,34 @@ DEFENCES: dict[str, Defence] = {
         on=lambda family, pair: calibrated(),
         off=lambda family, pair: calibrated(gamma=0.0),
         oracle=dense_attention,
+        column="calibration",
         without=(SafetyPrefix(),),
     ),
     "casa": Defence(
         on=lambda family, pair: untrained(family, pair=pair, threshold=ALL_UNSAFE),
         off=lambda family, pair: untrained(family, pair=pair, strength=0),
         oracle=peft_adapter,
+        column="CASA",
     ),
     "moras": Defence(
         on=lambda family, pair: moras(pair[0]),
         # Nothing is similar enough: r = sigmoid(1e6 (S - base)) is 0 in float32.
         off=lambda family, pair: moras(pair[0], base=0.999, alpha=1e6, share=False),
         oracle=mixed_states,
+        column="MoRAS",
     ),
     "davsp": Defence(
         on=lambda family, pair: border(),
         # A border has no strength: what stands in it already stays as it is.
         off=lambda family, pair: border(text=None),
         oracle=bordered_by_hand,
+        column="DAVSP",
     ),
 }
+
+
+#: What is refused at construction, with the words of the refusal.
+REFUSED = {("gemma3n", "moras"): "soft-caps its logits"}
 
 
 @functools.cache

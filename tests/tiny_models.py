@@ -9,52 +9,24 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 
+import tiny_newer_models as newer
 import tiny_tokenizers as tt
-
-LAYERS = 6
-SIDE = 28
-SIZE = {"height": SIDE, "width": SIDE}
-ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-Pair = tuple[Any, Any]
-
-
-def text_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    """A small decoder with grouped key heads."""
-    return {
-        "model_type": model_type,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-        "vocab_size": tt.VOCABULARY,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-        "initializer_range": 0.15,
-        "tie_word_embeddings": False,
-        **changes,
-    }
-
-
-def vision_config(model_type: str, **changes: Any) -> dict[str, Any]:
-    """A small CLIP or SigLIP vision tower: 4 x 4 patches."""
-    return {
-        "model_type": model_type,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": SIDE,
-        "patch_size": 7,
-        "num_channels": 3,
-        **changes,
-    }
+from tiny_parts import (
+    LAYERS,
+    ROPE,
+    SIDE,
+    SIZE,
+    Pair,
+    qwen_ids,
+    qwen_parts,
+    qwen_tokenizer,
+    text_config,
+    vision_config,
+)
 
 
 def llava() -> Pair:
@@ -125,55 +97,24 @@ def llava_onevision() -> Pair:
     return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def _qwen_tokenizer() -> Any:
-    return tt.byte_level_tokenizer(
-        ["<|im_start|>", "<|im_end|>"],
-        image_token="<|image_pad|>",
-        video_token="<|video_pad|>",
-        vision_start_token="<|vision_start|>",
-        vision_end_token="<|vision_end|>",
-    )
-
-
-def _qwen_ids(tokenizer: Any) -> dict[str, int]:
-    return {
-        "image_token_id": tokenizer.image_token_id,
-        "video_token_id": tokenizer.video_token_id,
-        "vision_start_token_id": tokenizer.vision_start_token_id,
-        "vision_end_token_id": tokenizer.vision_end_token_id,
-    }
-
-
-def _qwen_parts(tokenizer: Any, video_processor: Any) -> dict[str, Any]:
-    size = {"shortest_edge": 28 * 28, "longest_edge": 42 * 42}
-    return {
-        "image_processor": hf.Qwen2VLImageProcessor(size=size, patch_size=7),
-        "tokenizer": tokenizer,
-        "video_processor": video_processor,
-        "chat_template": tt.QWEN,
-    }
-
-
 def qwen2_vl() -> Pair:
-    tokenizer = _qwen_tokenizer()
-    processor = hf.Qwen2VLProcessor(
-        **_qwen_parts(tokenizer, hf.Qwen2VLVideoProcessor(patch_size=7))
-    )
+    tokenizer = qwen_tokenizer()
+    processor = hf.Qwen2VLProcessor(**qwen_parts(tokenizer, hf.Qwen2VLVideoProcessor(patch_size=7)))
     config = hf.Qwen2VLConfig(
         vision_config={"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 7}
         | {"hidden_size": 64, "mlp_ratio": 2},
         text_config=text_config(
             "qwen2_vl_text", rope_parameters={**ROPE, "mrope_section": [2, 3, 3]}
         ),
-        **_qwen_ids(tokenizer),
+        **qwen_ids(tokenizer),
     )
     return hf.Qwen2VLForConditionalGeneration(config), processor
 
 
 def qwen2_5_vl() -> Pair:
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     processor = hf.Qwen2_5_VLProcessor(
-        **_qwen_parts(tokenizer, hf.Qwen2VLVideoProcessor(patch_size=7))
+        **qwen_parts(tokenizer, hf.Qwen2VLVideoProcessor(patch_size=7))
     )
     config = hf.Qwen2_5_VLConfig(
         vision_config={"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 7}
@@ -182,16 +123,14 @@ def qwen2_5_vl() -> Pair:
         text_config=text_config(
             "qwen2_5_vl_text", rope_parameters={**ROPE, "mrope_section": [2, 3, 3]}
         ),
-        **_qwen_ids(tokenizer),
+        **qwen_ids(tokenizer),
     )
     return hf.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl() -> Pair:
-    tokenizer = _qwen_tokenizer()
-    processor = hf.Qwen3VLProcessor(
-        **_qwen_parts(tokenizer, hf.Qwen3VLVideoProcessor(patch_size=7))
-    )
+    tokenizer = qwen_tokenizer()
+    processor = hf.Qwen3VLProcessor(**qwen_parts(tokenizer, hf.Qwen3VLVideoProcessor(patch_size=7)))
     config = hf.Qwen3VLConfig(
         vision_config={"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 7}
         | {"intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 36}
@@ -200,12 +139,12 @@ def qwen3_vl() -> Pair:
             "qwen3_vl_text",
             rope_parameters={**ROPE, "mrope_section": [2, 3, 3], "mrope_interleaved": True},
         ),
-        **_qwen_ids(tokenizer),
+        **qwen_ids(tokenizer),
     )
     return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
-def internvl() -> Pair:
+def internvl(text: str = "qwen2") -> Pair:
     tokenizer = tt.byte_level_tokenizer(
         ["<|im_start|>", "<|im_end|>"],
         start_image_token="<img>",
@@ -224,7 +163,7 @@ def internvl() -> Pair:
         vision_config=vision_config(
             "internvl_vision", image_size=[SIDE, SIDE], patch_size=[7, 7], use_mean_pooling=False
         ),
-        text_config=text_config("qwen2"),
+        text_config=text_config(text),
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=4,
     )
@@ -407,8 +346,27 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "mllama": mllama,
     "pixtral": pixtral,
     "mistral3": mistral3,
+    "qwen2_5_omni": newer.qwen2_5_omni,
+    "qwen3_vl_moe": newer.qwen3_vl_moe,
+    "internvl3_5": functools.partial(internvl, "qwen3"),
+    "glm4v": newer.glm4v,
+    "glm4v_moe": newer.glm4v_moe,
+    "glm46v": newer.glm46v,
+    "llama4": newer.llama4,
+    "gemma3n": newer.gemma3n,
 }
 FAMILIES = sorted(BUILDERS)
+#: Those whose classes differ from another family's in what the defences do not touch.
+_ALIKE = {"glm46v", "glm4v_moe", "internvl3_5", "qwen3_vl_moe", "smolvlm"}
+
+
+def every_family(*everyday: str) -> list[Any]:
+    """Parameters of a test for all families; those not named are left to the long suite."""
+    short = set(everyday) or set(FAMILIES) - _ALIKE
+    return [
+        family if family in short else pytest.param(family, marks=pytest.mark.long)
+        for family in FAMILIES
+    ]
 
 
 @functools.cache

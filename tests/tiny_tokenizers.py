@@ -144,3 +144,22 @@ GEMMA = _chat(
     "<start_of_turn>model\n",
     start="{{ bos_token }}",
 ).replace("{{ content['text'] }}", "{{ content['text'] | trim }}")
+
+# Qwen2.5-Omni names the pictures otherwise than Qwen2.5-VL.
+OMNI = QWEN.replace(
+    "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_bos|><|IMAGE|><|vision_eos|>"
+)
+GLM = _chat(
+    "<|{{ message['role'] }}|>\n",
+    "<|begin_of_image|><|image|><|end_of_image|>",
+    "",
+    "<|assistant|>\n",
+    start="[gMASK]<sop>",
+)
+LLAMA4 = _chat(
+    "<|header_start|>{{ message['role'] }}<|header_end|>\n\n",
+    "<|image|>",
+    "<|eot|>",
+    "<|header_start|>assistant<|header_end|>\n\n",
+    start="{{ bos_token }}",
+)

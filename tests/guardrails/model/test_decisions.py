@@ -16,7 +16,7 @@ from sightrail.guardrails.model import LocalLVLM
 from sightrail.guardrails.model.interventions import Decision, Interventions
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.verdict import Threshold, Verdict
-from tiny_models import FAMILIES, tiny
+from tiny_models import every_family, tiny
 
 FORCED = 11
 SHORT = {"max_new_tokens": 6}
@@ -104,7 +104,7 @@ def continued(family: str, messages: Any, **settings: Any) -> str:
     return str(lvlm.processor.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every_family())
 def test_a_hidden_token_is_read_by_the_model_and_by_nobody_else(family: str) -> None:
     lvlm = gated(family)
     answer = lvlm.chat(ASK, **SHORT)
@@ -232,7 +232,7 @@ def logits(lvlm: LocalLVLM) -> torch.Tensor:
     return recorder.logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every_family())
 def test_edits_of_linear_maps_belong_to_the_request(family: str) -> None:
     bare = LocalLVLM(*tiny(family))
     before = logits(bare)
@@ -256,7 +256,7 @@ def test_a_linear_map_that_is_not_there_is_named() -> None:
         LocalLVLM(*tiny("llava"), guardrails=[Scaled(1.0, ("layers.0.no_such",))])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every_family())
 def test_what_follows_the_final_norm_is_what_the_head_reads(family: str) -> None:
     seen: list[torch.Tensor] = []
 

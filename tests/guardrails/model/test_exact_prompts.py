@@ -18,7 +18,7 @@ from sightrail.guardrails.model.messages import read_messages
 from sightrail.guardrails.model.pipeline import decode_conversation
 from sightrail.guardrails.model.prompt import PromptBuilder
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
-from tiny_models import FAMILIES, Pair, tiny
+from tiny_models import Pair, every_family, tiny
 
 ASSISTANT = {"role": "assistant", "content": [{"type": "text", "text": "There is a fox."}]}
 SYSTEM = {"role": "system", "content": [{"type": "text", "text": "You are a helpful assistant."}]}
@@ -32,7 +32,8 @@ TALKS: dict[str, list[dict[str, Any]]] = {
 }
 PREFIX = SafetyPrefix("Stay safe.")
 #: Families whose tokenizers begin a text with a token of their own.
-BEGUN = ["gemma3", "idefics3", "llava", "llava_next", "mistral3", "mllama", "pixtral"]
+BEGUN = ["gemma3", "gemma3n", "idefics3", "llama4", "llava", "llava_next", "mistral3", "mllama"]
+BEGUN += ["pixtral"]
 
 
 def by_the_processor(pair: Pair, talk: list[dict[str, Any]]) -> list[int]:
@@ -63,7 +64,8 @@ def ours(pair: Pair, talks: list[list[dict[str, Any]]], *, spans: bool) -> list[
 
 
 @pytest.mark.parametrize("kind", TALKS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.shows("prompt exact")
+@pytest.mark.parametrize("family", every_family())
 def test_a_prompt_is_what_the_processor_makes(family: str, kind: str) -> None:
     pair = tiny(family)
     if family == "smolvlm":
@@ -78,7 +80,8 @@ def test_a_prompt_is_what_the_processor_makes(family: str, kind: str) -> None:
         assert tokenizer.eos_token_id != expected[-1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.shows("prompt exact")
+@pytest.mark.parametrize("family", every_family())
 def test_the_prefix_changes_the_words_and_nothing_else(family: str) -> None:
     pair = tiny(family)
     talks = [PREFIX.apply(TALKS[kind]) for kind in ("picture", "turns", "system")]
@@ -101,7 +104,8 @@ class Watching(Recorder):
         return Interventions(logits=[Sequences(self.steps)])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.shows("prompt exact")
+@pytest.mark.parametrize("family", every_family())
 def test_the_hidden_token_follows_the_prompt(family: str) -> None:
     pair = tiny(family)
     guards = [

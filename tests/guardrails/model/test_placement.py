@@ -12,8 +12,10 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
 from decision_helpers import untrained
+from defences import REFUSED
 from lvlm_helpers import ROWS, Recorder
 from moras_helpers import moras
+from more_devices import FIRST, SECOND, more_devices
 from sightrail.guardrails.errors import (
     ArtifactError,
     ConfigurationError,
@@ -21,9 +23,10 @@ from sightrail.guardrails.errors import (
     UnsupportedModelError,
 )
 from sightrail.guardrails.model import LocalLVLM
+from sightrail.guardrails.model.families import text_tower
 from sightrail.guardrails.model.loading import load_model
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
-from tiny_models import Pair, fresh, tiny
+from tiny_models import Pair, every_family, fresh, tiny
 
 SHORT = {"max_new_tokens": 4}
 #: One with positions of its own, one with a sliding window, one that crosses over to pictures.
@@ -33,10 +36,11 @@ SOME = ["llava", "qwen2_vl", "gemma3", "mllama"]
 def inside(pair: Pair, family: str, *, strength: float = 1.0) -> list[Any]:
     """Every defence that keeps state inside the model."""
     model, _ = pair
+    steers = strength and (family, "moras") not in REFUSED
     return [
         SafetyPrefix("Stay safe.", AttentiveCalibration(gamma=2.0 * strength, decode=True)),
         untrained(family, pair=pair, threshold=2.0, strength=strength),
-        *([moras(model, context_tokens=3)] if strength else []),
+        *([moras(model, context_tokens=3)] if steers else []),
     ]
 
 
@@ -46,8 +50,11 @@ def logits(lvlm: LocalLVLM) -> tuple[Any, torch.Tensor]:
     return answers, recorder.logits
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", SOME)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float16, marks=pytest.mark.shows("fp16")), torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize("family", every_family(*SOME))
+@pytest.mark.filterwarnings("ignore:Complex modules", "ignore:Casting complex")  # Llama 4's
 def test_half_precision(family: str, dtype: torch.dtype) -> None:
     model, processor = fresh(family)
     pair = (model.to(dtype), processor)
@@ -57,7 +64,7 @@ def test_half_precision(family: str, dtype: torch.dtype) -> None:
     assert torch.equal(logits(off)[1], logits(prefixed)[1])
     (answer,), found = logits(bare.with_guardrails(inside(pair, family)))
     assert found.dtype in (dtype, torch.float32)
-    assert [verdict.status for verdict in answer.verdicts] == ["clean", "clean"]
+    assert {verdict.status for verdict in answer.verdicts} == {"clean"}
     assert bool(found[1:].isfinite().all())
 
 
@@ -95,6 +102,45 @@ def test_weights_that_are_fetched_when_needed(family: str, kind: str) -> None:
     assert [answer.text for answer in found] == [answer.text for answer in expected]
 
 
+def spread(model: Any) -> None:
+    """Half of the layers on one device, the rest and the head on another, as accelerate does."""
+    tower = text_tower(model, wanted_by="test")
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    late = {*tower.blocks[len(tower.blocks) // 2 :], tower.final_norm}
+    late |= {head} if head.weight is not words.weight else set()
+    inner = {*tower.blocks, *late}
+
+    def places(module: Any, name: str) -> dict[str, torch.device]:
+        if module in inner or not any(part in inner for part in module.modules()):
+            return {name: SECOND if module in late else FIRST}
+        parts = ((part, f"{name}.{key}".lstrip(".")) for key, part in module.named_children())
+        own = (f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False))
+        found = {key: where for part, path in parts for key, where in places(part, path).items()}
+        return {**found, **dict.fromkeys(own, FIRST)}
+
+    dispatch_model(model, places(model, ""), main_device=FIRST, force_hooks=True)
+
+
+@pytest.mark.shows("device map")
+@pytest.mark.filterwarnings("ignore:The following device_map keys")  # LLaVA-NeXT's lone weight
+@pytest.mark.parametrize("family", every_family("llava", "qwen2_vl", "mllama"))
+def test_state_follows_each_layer_to_its_device(family: str) -> None:
+    pair = tiny(family)
+    guards = inside(pair, family)
+    expected, there = logits(LocalLVLM(*pair, guardrails=guards, name=family))
+    model, processor = fresh(family)
+    with more_devices():
+        spread(model)
+        assert {weight.device for weight in model.parameters()} >= {FIRST, SECOND}
+        lvlm = LocalLVLM(model, processor, guardrails=guards, name=family, gather=False)
+        found, here = logits(lvlm)
+    torch.testing.assert_close(here.cpu(), there, rtol=1e-4, atol=1e-4)
+    assert [answer.text for answer in found] == [answer.text for answer in expected]
+    assert [answer.verdicts[0].measures for answer in found] == [
+        pytest.approx(answer.verdicts[0].measures, abs=1e-4) for answer in expected
+    ]
+
+
 #: What is not a multiple of 64 wide does not go into blocks of 64 weights.
 KEPT = ["model.vision_tower", "model.multi_modal_projector", "down_proj", "lm_head"]
 FOUR_BIT = BitsAndBytesConfig(
@@ -102,13 +148,16 @@ FOUR_BIT = BitsAndBytesConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("llava")
-    model, processor = tiny("llava")
+def save(family: str, folder: Path) -> Path:
+    model, processor = tiny(family)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save("llava", tmp_path_factory.mktemp("llava"))
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own, about kernels
@@ -124,6 +173,30 @@ def test_packed_weights(saved: Path, quantization: Any, monkeypatch: pytest.Monk
     assert [verdict.status for verdict in answer.verdicts] == ["clean", "clean"]
     _, before = logits(bare.with_guardrails([SafetyPrefix("Stay safe.")]))
     _, zero = logits(bare.with_guardrails(inside(tiny("llava"), "llava", strength=0.0)))
+    assert torch.equal(zero, before)
+    assert not torch.allclose(found[1], before[1])
+
+
+@pytest.mark.shows("quantised")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", every_family("qwen2_vl"))
+def test_eight_bits(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the quantized extra is not installed")
+    pair = tiny(family)
+    kept = ["vision_model", "multi_modal_projector", "lm_head"] if family == "mllama" else None
+    eight = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    model, processor = load_model(save(family, tmp_path), quantization=eight, device="cpu")
+    packed = [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
+    assert packed
+    bare = LocalLVLM(model, processor, name=family)
+    if family == "gemma3n":
+        with pytest.raises(RuntimeError, match="must match the size"):
+            bare.chat(ROWS[0], **SHORT)
+        pytest.skip("bitsandbytes' kernel for CPUs takes no states of four dimensions")
+    (answer,), found = logits(bare.with_guardrails(inside(pair, family)))
+    assert {verdict.status for verdict in answer.verdicts} == {"clean"}
+    _, before = logits(bare.with_guardrails([SafetyPrefix("Stay safe.")]))
+    _, zero = logits(bare.with_guardrails(inside(pair, family, strength=0.0)))
     assert torch.equal(zero, before)
     assert not torch.allclose(found[1], before[1])
 

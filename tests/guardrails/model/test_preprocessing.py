@@ -23,7 +23,9 @@ FRAME = Frame(np.full((SIDE, SIDE, 3), 99, np.uint8), (3, 3, SIDE - 3, SIDE - 3)
 
 
 def pixels(processor: Any, image: Image.Image) -> torch.Tensor:
-    made: torch.Tensor = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    made = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    while not isinstance(made, torch.Tensor):
+        (made,) = made
     return made
 
 
@@ -78,6 +80,37 @@ class Cropping(StubGuardrail):
             if part.screened is not None
         ]
         return messages.with_images(parts)
+
+
+SIDES = {
+    "left": (slice(None), slice(0, 3)),
+    "right": (slice(None), slice(-3, None)),
+    "top": (slice(0, 3), slice(None)),
+    "bottom": (slice(-3, None), slice(None)),
+}
+
+
+@pytest.mark.shows("border survives")
+@pytest.mark.parametrize("side", SIDES)
+def test_every_side_of_a_border_reaches_the_model(family: str, side: str) -> None:
+    """Also of a picture that is no square, in a border of fixed size."""
+    _, processor = tiny(family)
+    other = FRAME.pixels.copy()
+    other[SIDES[side]] = 180
+    image = picture(1, width=160, height=40)
+    frames = [FRAME, Frame(other, FRAME.box)]
+    one, two = (
+        pixels(processor, VisualSafetyPrompt(frame, text=None).apply_to_image(image))
+        for frame in frames
+    )
+    assert one.shape == two.shape
+    assert not torch.equal(one, two)
+
+
+def test_a_fixed_border_that_is_cut_off_is_refused() -> None:
+    wide = Frame(np.full((SIDE, 2 * SIDE, 3), 99, np.uint8), (3, 3, 2 * SIDE - 3, SIDE - 3))
+    with pytest.raises(UnsupportedModelError, match="cuts the middle out"):
+        LocalLVLM(*tiny("llava"), guardrails=[VisualSafetyPrompt(wide, text=None)])
 
 
 def test_a_border_that_is_gone_again_is_missed() -> None:

@@ -30,6 +30,7 @@ def text_of(family: str, made: Prompt, mask: torch.Tensor, row: int = 0) -> str:
     return str(tiny(family)[1].tokenizer.decode(ids))
 
 
+@pytest.mark.shows("spans")
 def test_prefix_and_instruction_are_found_exactly(family: str) -> None:
     made = prompt(family, user("What is in the image?", picture(1), picture(2)))
     assert made.spans is not None
@@ -43,6 +44,7 @@ def test_prefix_and_instruction_are_found_exactly(family: str) -> None:
     assert made.spans.answer == made.length - 1
 
 
+@pytest.mark.shows("spans")
 def test_every_picture_position_gets_a_picture_embedding(family: str) -> None:
     made = prompt(family, user("What?", picture(1), picture(2)))
     assert made.spans is not None
@@ -74,6 +76,7 @@ def test_inputs_are_those_of_the_plain_way(family: str) -> None:
     assert all(torch.equal(spanned.inputs[name], plain.inputs[name]) for name in plain.inputs)
 
 
+@pytest.mark.shows("spans")
 def test_only_the_last_user_turn_is_instruction(family: str) -> None:
     made = prompt(
         family,

@@ -18,7 +18,7 @@ from ..datasets import Example
 from ..fitting.examples import split_by_label
 from ..fitting.run import FitRun, conversation_of
 from ..model import LocalLVLM
-from ..model.families import context_length, image_token_ids
+from ..model.families import context_length, image_token_ids, token_states
 from ..model.messages import Conversation
 from ..model.prompt import PromptBuilder
 from ..prefix.safety_prefix import SafetyPrefix
@@ -108,7 +108,8 @@ class Reader:
         # Of the logits no more than the answers need: at a large vocabulary they are the largest.
         kept = 1 if labels is None else labels.shape[1] + 1
         out = self.model(**given, output_hidden_states=True, use_cache=False, logits_to_keep=kept)
-        last = [layer[:, length - 1] for layer in out.hidden_states[1:]]
+        config = self.model.config.get_text_config()
+        last = [token_states(config, layer)[:, length - 1] for layer in out.hidden_states[1:]]
         states = torch.stack([layer.to(last[-1].device) for layer in last], dim=1)
         if labels is None:
             return Read(states, states.new_zeros(rows).float())

@@ -120,15 +120,17 @@ class VisualSafetyPrompt:
         """Make sure that the model's processor leaves the border in the picture.
 
         Raises:
-            UnsupportedModelError: it crops pictures of some shapes, and the border is one that
-                keeps every shape.
+            UnsupportedModelError: it crops pictures that are no squares, and the border is one
+                that keeps every shape, or no square itself.
         """
         from ..model.preprocessing import cuts_out
 
-        if self.sizing == "relative" and cuts_out(getattr(host.processor, "image_processor", None)):
+        width, height = self.frame.size
+        square = self.sizing == "fixed" and width == height
+        if not square and cuts_out(getattr(host.processor, "image_processor", None)):
             raise UnsupportedModelError(
-                f"{host.name} cuts the middle out of a picture, and with it a part of a border of "
-                "relative size; use a border with a fixed, square canvas, or a processor that pads "
+                f"{host.name} cuts the middle out of a picture, and with it a part of a border "
+                "that is no square; use a border with a fixed, square canvas, or a processor that pads "
                 "(model.preprocessing.padded_to_square)."
             )
 

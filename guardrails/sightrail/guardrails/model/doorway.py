@@ -27,7 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import UnsupportedModelError
-from .families import TextTower
+from .families import TextTower, token_states
 
 #: The name under which our attention stands in transformers' registries.
 ATTENTION: Final = "sightrail_sdpa"
@@ -353,8 +353,16 @@ class HiddenHook(Hook):
         if not edits or not state.first_run("hidden_states", self.place):
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        before = states = token_states(self.config, hidden)
         for edit in edits:
-            hidden = edit(hidden, state.past)
+            states = edit(states, state.past)
+        if states is before:
+            return None
+        if states.dim() < hidden.dim():  # one of several predictions of each token
+            hidden = hidden.clone()
+            token_states(self.config, hidden).copy_(states)
+        else:
+            hidden = states
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 

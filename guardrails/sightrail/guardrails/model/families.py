@@ -80,10 +80,17 @@ FAMILIES: Final[dict[str, str]] = {
     "qwen2_vl": "Qwen2-VL",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen3_vl": "Qwen3-VL",
-    "internvl": "InternVL",
+    "qwen3_vl_moe": "Qwen3-VL-MoE",
+    "qwen2_5_omni_thinker": "Qwen2.5-Omni (the thinker)",
+    "internvl": "InternVL 3 and 3.5",
     "idefics3": "Idefics3",
     "smolvlm": "SmolVLM",
     "gemma3": "Gemma 3",
+    "gemma3n": "Gemma 3n",
+    "glm4v": "GLM-4.1V",
+    "glm4v_moe": "GLM-4.5V",
+    "glm46v": "GLM-4.6V",
+    "llama4": "Llama 4",
     "mllama": "Llama 3.2 Vision (Mllama)",
     "mistral3": "Mistral 3",
 }
@@ -136,6 +143,25 @@ def image_token_ids(model: Any) -> tuple[int, ...]:
     return (int(token),)
 
 
+def token_states(config: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """What a layer says about each token, [B, T, C].
+
+    Gemma 3n's layers carry several predictions of each token at once, [K, B, T, C] (AltUp); the
+    active one goes into attention and, after the last layer, is what the others are corrected by.
+
+    Args:
+        config: of the text tower.
+        hidden: output of one of its layers, or of the final norm.
+    """
+    return hidden if hidden.dim() == 3 else hidden[config.altup_active_idx]
+
+
+def capped_logits(model: Any) -> bool:
+    """Whether the logits are what a non-linear function makes of the LM head's output."""
+    config = model.config.get_text_config()
+    return getattr(config, "final_logit_softcapping", None) is not None
+
+
 def mixes_picture_counts(model: Any) -> bool:
     """Whether rows with different numbers of pictures (but at least one) may run in one batch."""
     return is_known(model) and model.config.model_type not in _SAME_PICTURE_COUNT
@@ -167,7 +193,7 @@ def text_tower(model: Any, *, wanted_by: str) -> TextTower:
     module = next(
         part
         for part in model.modules()
-        if isinstance(part, PreTrainedModel) and part.config is config
+        if isinstance(part, PreTrainedModel) and part.config is config and hasattr(part, "layers")
     )
     key = next(
         key for key in model.config.sub_configs if getattr(model.config, key, None) is config

@@ -15,7 +15,7 @@ from ..errors import ArtifactError, ConfigurationError, UnsupportedModelError
 from ..fitting import Artifact, load_artifact, save_artifact
 from ..fitting.calibration import calibrated
 from ..guarantees import ALARMS, CONFIDENCE
-from ..model.families import Host, device_of
+from ..model.families import Host, capped_logits, device_of
 from ..model.interventions import Decision, Interventions, Settled, Stage
 from ..model.messages import Conversation
 from ..model.prompt import Prompt
@@ -170,6 +170,11 @@ class Moras:
             raise UnsupportedModelError(
                 f"MoRAS mixes logits, which needs a linear LM head; {host.name} has a "
                 f"{type(host.head).__name__}. Use SafetyPrefix or a defence on pixels."
+            )
+        if capped_logits(host.model):
+            raise UnsupportedModelError(
+                f"MoRAS mixes logits, which needs a linear LM head; {host.name} soft-caps its "
+                "logits (final_logit_softcapping). Use SafetyPrefix or a defence on pixels."
             )
         self.artifact.require_model(host.model, host.name)
 

@@ -230,9 +230,10 @@ def assess(
     if alone:
         texts += [settings.risk_text(text, "") for text in context.texts]
     asked = [asking(c, t) for c, t in zip([*conversations] * (1 + alone), texts, strict=True)]
+    logits = risk_logits(asked, host, settings.steps, context.shared)
+    # The LM head may be on another device than the one to which a model gives its logits.
     found = similarity(
-        opening(risk_logits(asked, host, settings.steps, context.shared), settings.gamma),
-        opening(unsafe, settings.gamma),
+        opening(logits, settings.gamma), opening(unsafe.to(logits.device), settings.gamma)
     )
     risks = risk(found, settings.base, settings.slope)
     rows = len(conversations)

@@ -1,0 +1,168 @@
+"""Devices on a machine that has none: tensors that say they are on one, computed by the CPU.
+
+Inside ``more_devices()`` the devices ``FIRST`` and ``SECOND`` can be moved to, created on and asked
+for. What mixes tensors of two devices fails as between real ones; numbers alone and indices may
+come from anywhere, as torch allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+
+class _Module:
+    """What torch asks a kind of devices for; there are none but in ``more_devices()``."""
+
+    count = 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def is_available(self) -> bool:
+        return self.count > 0
+
+    def device_count(self) -> int:
+        return self.count
+
+    def current_device(self) -> int:
+        return 0
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Draws are the CPU's."""
+
+
+# torch keeps this place for the devices of others; it can be filled from Python.
+_module = _Module()
+_setup_privateuseone_for_python_backend("pretended", backend_module=_module)
+CPU: Final = torch.device("cpu")
+FIRST: Final = torch.device("pretended", 0)
+SECOND: Final = torch.device("pretended", 1)
+aten = torch.ops.aten
+_MATH: Final = 0  # torch's number of the attention that is written in plain operations
+
+
+class There(torch.Tensor):
+    """A tensor of a pretended device; ``held`` has its numbers."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor, device: torch.device) -> There:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=device,
+            requires_grad=held.requires_grad,
+        )
+        made.held = held
+        return made
+
+    def __repr__(self, **_: Any) -> str:
+        return f"There({self.held!r}, {self.device})"
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, torch.device) and value.type == FIRST.type:
+        return CPU
+    return value.held if isinstance(value, There) else value
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Compute on the CPU what belongs to one device; refuse what belongs to two."""
+    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    if func is aten.copy_.default:
+        _held(args[0]).copy_(_held(args[1]))
+        return args[0]
+    if func is aten._fused_sdp_choice.default and any(isinstance(v, There) for v in tensors):
+        return _MATH
+    asked = kwargs.get("device")
+    device = _common(func, tensors) if asked is None else torch.device(asked)
+    if func is aten.histc.default:  # of whole numbers the CPU makes none
+        args = (args[0].float(), *args[1:])
+    made = func(*tree_map(_held, args), **tree_map(_held, kwargs))
+    if device == CPU or device.type != FIRST.type:
+        return made
+    known = {id(value.held): value for value in tensors if isinstance(value, There)}
+    return tree_map(
+        lambda v: known.get(id(v), There(v, device)) if isinstance(v, torch.Tensor) else v, made
+    )
+
+
+def _common(func: Any, tensors: list[torch.Tensor]) -> torch.device:
+    sized = [value for value in tensors if value.dim() > 0] or tensors
+    if not sized:
+        return CPU
+    if "index" in func.__name__:  # indices may come from the CPU
+        sized = [v for v in sized if v.device.type != "cpu"] or sized[:1]
+    if len({value.device for value in sized}) > 1:
+        raise RuntimeError(
+            f"{func}: expected all tensors to be on the same device, got "
+            f"{[str(value.device) for value in sized]}"
+        )
+    return sized[0].device
+
+
+def _made(func: Any) -> Any:
+    """What makes a tensor on a pretended device."""
+
+    def make(*args: Any, **options: Any) -> There:
+        device = options.pop("device")
+        options.pop("pin_memory", None)
+        return There(func(*args, **options), device)
+
+    return make
+
+
+def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> Any:
+    _held(target).copy_(_held(source))
+    return target
+
+
+def _otherwise(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Parts of torch that pass by what a class says about its operations."""
+    return _run(func, args, kwargs)
+
+
+_kernels = torch.library.Library("aten", "IMPL")
+for _name in (
+    "empty.memory_format",
+    "empty_strided",
+    "arange.start_step",
+    "arange.start",
+    "arange",
+):
+    _op, _, _kind = _name.partition(".")
+    _kernels.impl(_name, _made(getattr(getattr(aten, _op), _kind or "default")), "PrivateUse1")
+_kernels.impl("_copy_from", _copy_from, "PrivateUse1")
+_kernels.impl("_local_scalar_dense", lambda tensor: tensor.held.item(), "PrivateUse1")
+_others = torch.library.Library("_", "IMPL")
+_others.fallback(_otherwise, "PrivateUse1")
+
+
+@contextlib.contextmanager
+def more_devices() -> Iterator[None]:
+    """In here torch says that there are two more devices."""
+    _module.count = 2
+    try:
+        yield
+    finally:
+        _module.count = 0
