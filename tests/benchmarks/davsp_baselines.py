@@ -26,10 +26,6 @@ from sightrail.guardrails.davsp.border import OverPicture, levels_to_pixels
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss, find_direction, fit_davsp
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import Reader, prepare_requests
-<<<<<<< HEAD
-=======
-from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
->>>>>>> 405da4d (Families that came later, each on the whole contract; two devices that no machine needs to have)
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.progress import Progress

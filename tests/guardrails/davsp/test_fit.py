@@ -35,10 +35,6 @@ from sightrail.guardrails.davsp.fit import (
 from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader, with_answers
-<<<<<<< HEAD
-=======
-from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss, draw_batch
->>>>>>> 405da4d (Families that came later, each on the whole contract; two devices that no machine needs to have)
 from sightrail.guardrails.fitting import Example, FitData
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.progress import Progress, silent

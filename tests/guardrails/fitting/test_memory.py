@@ -26,10 +26,6 @@ from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
 from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader
-<<<<<<< HEAD
-=======
-from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
->>>>>>> 405da4d (Families that came later, each on the whole contract; two devices that no machine needs to have)
 from sightrail.guardrails.errors import ConfigurationError, FitMemoryError
 from sightrail.guardrails.fitting import Resources, identify
 from sightrail.guardrails.fitting.memory import Budget, frozen, in_pieces, layers_computed_twice

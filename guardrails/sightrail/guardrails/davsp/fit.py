@@ -24,10 +24,6 @@ from .preprocess import DifferentiablePreprocessing
 from .report import measure_held_out
 from .requests import TOGETHER, PictureRequest, Reader, prepare_requests, with_pixels
 from .settings import DavspSettings
-<<<<<<< HEAD
-=======
-from .fit import BorderLearner, BorderLoss
->>>>>>> 405da4d (Families that came later, each on the whole contract; two devices that no machine needs to have)
 from .visual_safety_prompt import VisualSafetyPrompt
 
 if TYPE_CHECKING:

@@ -130,8 +130,8 @@ class VisualSafetyPrompt:
         if not square and cuts_out(getattr(host.processor, "image_processor", None)):
             raise UnsupportedModelError(
                 f"{host.name} cuts the middle out of a picture, and with it a part of a border "
-                "that is no square; use a border with a fixed, square canvas, or a processor that pads "
-                "(model.preprocessing.padded_to_square)."
+                "that is no square; use a border with a fixed, square canvas, or a processor that "
+                "pads (model.preprocessing.padded_to_square)."
             )
 
     def interventions(self, prompt: Prompt, host: Host) -> Interventions:

@@ -22,10 +22,6 @@ from ..model.pipeline import decode_conversation
 from ..model.prompt import PromptBuilder
 from ..progress import Progress
 from .artifacts import Artifact, Manifest, identify
-<<<<<<< HEAD
-=======
-from .run import Checkpoint
->>>>>>> 405da4d (Families that came later, each on the whole contract; two devices that no machine needs to have)
 from .contract import FitData
 from .memory import Budget, Resources, in_pieces
 
