@@ -2,6 +2,9 @@
 
     python tests/families_table.py docs/families.md
 
+It takes about seven minutes of one core. What the tests said is kept beside the page until it is
+written, so that a run that was ended goes on.
+
 A test with ``@pytest.mark.shows(column)`` gives the family that it runs on a cell. ``yes``: every
 such test passed. ``no`` with a number: it was skipped or is refused, for the reason told below the
 table. ``fails``: one of them failed. ``not tried``: there is none. No cell is written by hand.
@@ -9,6 +12,7 @@ table. ``fails``: one of them failed. ``not tried``: there is none. No cell is w
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -58,13 +62,18 @@ class Cells:
         why: (family, column) -> the reason for a no.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Path) -> None:
+        self.kept = kept
         self.found: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.why: dict[tuple[str, str], str] = {}
         self._places: dict[str, list[tuple[str, str, str]]] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        lines = self.kept.read_text().splitlines() if self.kept.is_file() else []
+        done = {json.loads(line)[0] for line in lines}
+        for _, family, column, said, reason in map(json.loads, lines):
+            self._take(family, column, said, reason)
         kept = []
         for item in items:
             places = [
@@ -73,7 +82,7 @@ class Cells:
                 for column in mark.args
                 for family in [_family(item)]
             ]
-            if places:
+            if places and item.nodeid not in done:
                 self._places[item.nodeid] = places
                 kept.append(item)
         items[:] = kept
@@ -86,9 +95,14 @@ class Cells:
             if report.skipped and isinstance(report.longrepr, tuple):
                 reason = report.longrepr[2].removeprefix("Skipped: ")
             said = "no" if reason and not report.failed else report.outcome
-            self.found[family, column].append(said)
-            if said == "no":
-                self.why[family, column] = reason
+            self._take(family, column, said, reason)
+            with self.kept.open("a") as file:
+                file.write(json.dumps([report.nodeid, family, column, said, reason]) + "\n")
+
+    def _take(self, family: str, column: str, said: str, reason: str) -> None:
+        self.found[family, column].append(said)
+        if said == "no":
+            self.why[family, column] = reason
 
 
 def _family(item: Any) -> str:
@@ -144,16 +158,20 @@ def _why_not(kind: str) -> str:
 
 
 def main() -> None:
-    cells = Cells()
-    places = [TESTS / "guardrails" / name for name in ("model", "test_contract.py")]
+    page = Path(sys.argv[1])
+    cells = Cells(page.with_suffix(".jsonl"))
+    names = ("test_exact_prompts", "test_spans", "test_preprocessing", "test_placement")
+    places = [TESTS / "guardrails" / "model" / f"{name}.py" for name in names]
+    places.append(TESTS / "guardrails" / "test_contract.py")
     options = ["-q", "--no-header", "-m", "", "-p", "no:cacheprovider", "-p", "no:xdist"]
     status = pytest.main([*options, *map(str, places)], plugins=[cells])
     versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
     command = "python tests/families_table.py docs/families.md"
     text = HEAD.format(command=command, versions=versions) + "\n" + table(cells)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text, encoding="utf-8")
-    print(text)
+    page.write_text(text, encoding="utf-8")
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        cells.kept.unlink(missing_ok=True)
+        return
     raise SystemExit(status)
 
 
