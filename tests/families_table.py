@@ -163,7 +163,8 @@ def main() -> None:
     names = ("test_exact_prompts", "test_spans", "test_preprocessing", "test_placement")
     places = [TESTS / "guardrails" / "model" / f"{name}.py" for name in names]
     places.append(TESTS / "guardrails" / "test_contract.py")
-    options = ["-q", "--no-header", "-m", "", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    options = ["-q", "--no-header", "-m", "", "-p", "no:cacheprovider"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what is imported above
     status = pytest.main([*options, *map(str, places)], plugins=[cells])
     versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
     command = "python tests/families_table.py docs/families.md"

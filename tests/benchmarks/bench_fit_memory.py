@@ -22,7 +22,6 @@ in width and of five in depth beyond the largest model that was measured.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import sys
@@ -38,7 +37,6 @@ import numpy as np
 import torch
 import transformers as hf
 from scipy.optimize import nnls
-from torch.profiler import ProfilerActivity, profile
 
 import tiny_models
 from lvlm_helpers import picture
@@ -54,7 +52,7 @@ from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader
 from sightrail.guardrails.fitting import Resources
-from sightrail.guardrails.fitting.memory import frozen, layers_computed_twice
+from sightrail.guardrails.fitting.memory import frozen, layers_computed_twice, peak_bytes
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.progress import silent
 
@@ -173,19 +171,6 @@ def davsp_step(lvlm: LocalLVLM, rows: int, words: int) -> tuple[Callable[[], obj
 STEPS = {"casa": casa_step, "davsp": davsp_step}
 
 
-def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes that are allocated at once, beyond what was there before."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda each: each.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
 def cpu_seconds(work: Callable[[], object]) -> float:
     """Of this process, whatever else the machine does."""
     begun = time.process_time()
@@ -200,7 +185,7 @@ def measure(fit: str, twice: bool, size: tuple[int, int], shape: tuple[int, int]
     with frozen(lvlm.model), layers_computed_twice(lvlm.model, twice):
         work()  # what is made once is there from here on
         seconds = min(cpu_seconds(work) for _ in range(2))
-        peak = peak_of(work)
+        peak = peak_bytes(work, lvlm.model.device)
     return Measured(
         fit=fit,
         twice=twice,

@@ -11,6 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from decision_helpers import untrained
+from defences import border
+from moras_helpers import moras
 from sightrail.guardrails import (
     JudgeDetector,
     Lexicon,
@@ -27,7 +30,7 @@ from sightrail.guardrails.model.preprocessing import padded_to_square
 from sightrail.guardrails.model.prompt import PromptBuilder
 from sightrail.integrations.cli.app import app
 from sightrail.testbed.picture_judge import judge_profile
-from tiny_models import fresh
+from tiny_models import SIDE, fresh, tiny
 
 #: What tiny models lack: tools in their templates, and tokens to spare.
 KNOWN = {"tools", "casa: safety tokens"}
@@ -101,6 +104,29 @@ def test_what_a_processor_cuts_off_is_told_and_padding_mends_it() -> None:
     model, processor = fresh("llava")
     assert "half is not seen" in examined(model, processor)["picture"].detail
     assert examined(model, padded_to_square(processor))["picture"].status == "ok"
+
+
+def test_fitted_defences_tell_their_cost_and_a_border_that_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, processor = fresh("llava")
+    guards = [untrained("llava", threshold=2.0), moras(tiny("llava")[0]), border(text=None)]
+    lvlm = LocalLVLM(model, processor, name="llava")
+
+    def found() -> dict[str, Finding]:
+        return {finding.check: finding for finding in examine(lvlm, defences=guards)}
+
+    sound = found()
+    for name in ("Casa", "Moras", "VisualSafetyPrompt"):
+        assert sound[f"{name}: cost"].status == "ok", sound[f"{name}: cost"].detail
+        assert "times as long as bare" in sound[f"{name}: cost"].detail
+    assert sound["VisualSafetyPrompt: border"].status == "ok"
+    middle = processor.image_processor.__class__(
+        size={"shortest_edge": 2 * SIDE}, crop_size={"height": SIDE, "width": SIDE}
+    )
+    monkeypatch.setattr(processor, "image_processor", middle)
+    cut = found()["VisualSafetyPrompt: border"]
+    assert (cut.status, cut.remedy.split(";")[0]) == ("does not hold", "The processor cuts it off")
 
 
 def test_other_attention_and_missing_templates_are_told() -> None:

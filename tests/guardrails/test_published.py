@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sightrail.guardrails import (
     AttentiveCalibration,
@@ -15,11 +18,14 @@ from sightrail.guardrails import (
     ConfigurationError,
     DavspSettings,
     MorasSettings,
+    RiskDetector,
     ScreeningSettings,
 )
 from sightrail.guardrails.casa.safety_attention import unsafe_logit
 from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
 from sightrail.guardrails.published import Source
+from sightrail.guardrails.screening.concepts import ConceptBank
+from sightrail.guardrails.screening.regions import find_regions
 
 METHODS: list[Any] = [AttentiveCalibration, CasaSettings, DavspSettings, MorasSettings]
 
@@ -28,6 +34,11 @@ METHODS: list[Any] = [AttentiveCalibration, CasaSettings, DavspSettings, MorasSe
 def test_every_field_says_where_its_value_comes_from(method: Any) -> None:
     assert set(method.SOURCES) == {field.name for field in dataclasses.fields(method)}
     assert set(method.SOURCES.values()) <= set(get_args(Source))
+
+
+def test_screening_says_so_too() -> None:
+    assert set(ScreeningSettings.SOURCES) == set(ScreeningSettings.model_fields)
+    assert set(ScreeningSettings.SOURCES.values()) <= set(get_args(Source))
 
 
 def test_calibration_is_vafs_layers_and_factor() -> None:
@@ -80,3 +91,29 @@ def test_screening_has_both_signs_of_the_weights(weights: Any) -> None:
 def test_a_threshold_that_says_nothing_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigurationError, match=r"C = 9 .* M = 37 .* 1.2 \* C / M = 0.29"):
         ScreeningSettings.published(9, side=6)
+    detector = RiskDetector.from_pretrained("testbed", device="cpu")
+    unknown = detector.settings.calibrated
+    printed = detector.with_settings(
+        score="ot_printed", calibrated={k: v for k, v in unknown.items() if k != "ot_printed"}
+    )
+    with pytest.raises(ConfigurationError, match="flags every patch here"):
+        printed.screen([Image.new("RGB", (96, 96))])
+
+
+def test_published_masks_are_the_patches_below_tau() -> None:
+    boxes = [(0, 0, 8, 8), (0, 0, 4, 4), (4, 0, 8, 4), (0, 4, 4, 8), (4, 4, 8, 8)]
+    risk = -np.array([[0.3], [0.5], [0.41], [0.42], [0.6]], np.float32)
+    found = find_regions(boxes, risk, ["weapon"], (8, 8), -0.42, each_patch=True)
+    assert [region.box for region in found] == [(4, 0, 8, 4), (0, 4, 4, 8)]
+
+
+def test_that_nobody_calibrated_is_in_the_verdict_and_once_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    encoder = replace(RiskDetector.from_pretrained("testbed", device="cpu").encoder, name="mine")
+    detector = RiskDetector(encoder, ConceptBank.default(), ScreeningSettings())
+    for _ in range(2):
+        (verdict,) = detector.screen([Image.new("RGB", (96, 96))])
+    assert verdict.threshold is not None
+    assert "not calibrated" in verdict.threshold.source
+    assert [record.args for record in caplog.records] == [("ot", "mine")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -18,18 +18,21 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import LogitsProcessor
 
 from .casa.weights import safety_tokens
+from .davsp import VisualSafetyPrompt
 from .errors import SightrailError, UnsupportedModelError
+from .fitting.memory import peak_bytes
 from .model.families import is_known, text_tower
 from .model.interventions import INSIDE, Interventions
 from .model.local_lvlm import LocalLVLM
 from .model.messages import Conversation
 from .moras.passes import LastStates
+from .policy import Policy
 from .prefix import AttentiveCalibration, SafetyPrefix
 
 if TYPE_CHECKING:
     from .intake import Picture
     from .model.families import Host
-    from .model.interventions import Stage
+    from .model.interventions import ModelGuardrail, Stage
     from .model.prompt import Prompt
     from .screening import RiskDetector, TextInPicture
     from .screening.asking import Detector
@@ -38,6 +41,12 @@ Status = Literal["ok", "does not hold", "could not be tried"]
 
 _QUESTION: Final = "What is in the image?"
 _TOKENS: Final = 6
+_SIDES: Final = {
+    "left": np.s_[:, :3],
+    "right": np.s_[:, -3:],
+    "top": np.s_[:3],
+    "bottom": np.s_[-3:],
+}
 _CLOSE: Final = 0.05
 """Logits of one model computed in two ways: half precision keeps three digits."""
 
@@ -127,6 +136,7 @@ def examine(
     pictures: Sequence[Picture] = (),
     reader: TextInPicture | None = None,
     judge: Detector | None = None,
+    defences: Sequence[ModelGuardrail] = (),
 ) -> list[Finding]:
     """Try on a model what the defences need of it.
 
@@ -136,6 +146,7 @@ def examine(
         pictures: the user's own, for the detector; benign ones.
         reader: of text in pictures, to be shown two sentences.
         judge: a JudgeDetector, to be asked once.
+        defences: fitted ones (CASA, MoRAS, DAVSP), whose time and memory are told as well.
     """
     bare = lvlm.with_guardrails([])
     checks: list[tuple[str, Callable[[LocalLVLM], Finding]]] = [
@@ -157,6 +168,11 @@ def examine(
         checks.append(("reading", partial(_reading, reader)))
     if judge is not None:
         checks.append(("judge", partial(_judge, judge)))
+    for guard in defences:
+        name = type(guard).__name__
+        checks.append((f"{name}: cost", partial(_cost_of, guard=guard)))
+        if isinstance(guard, VisualSafetyPrompt):
+            checks.append((f"{name}: border", partial(_border, guard=guard)))
     findings = [_tried(name, check, bare) for name, check in checks]
     if detector is not None:
         looked = detector
@@ -381,16 +397,55 @@ def _placement(lvlm: LocalLVLM) -> Finding:
 
 
 def _cost(lvlm: LocalLVLM) -> Finding:
-    calibrated = SafetyPrefix(calibration=AttentiveCalibration())
-    _run(lvlm)
-    seconds: list[float] = []
-    for guards in ([], [calibrated]):
+    return _cost_of(lvlm, SafetyPrefix(calibration=AttentiveCalibration()), "cost")
+
+
+def _cost_of(lvlm: LocalLVLM, guard: ModelGuardrail, name: str | None = None) -> Finding:
+    """Seconds and bytes of a short answer, guarded against bare, whatever the guard decides."""
+    watched = lvlm.with_guardrails([], policy=Policy(monitor=True))
+    spent: list[tuple[float, int]] = []
+    for model in (watched, watched.with_guardrails([guard])):
+        work = partial(model.chat, _ask(), max_new_tokens=_TOKENS, min_new_tokens=_TOKENS)
+        if any(verdict.status == "failed" for verdict in work().verdicts):
+            raise RuntimeError("it failed on this model; see the log")
         started = time.perf_counter()
-        _run(lvlm, guards)
-        seconds.append(time.perf_counter() - started)
-    bare, guarded = seconds
-    detail = f"{_TOKENS} tokens: bare {bare:.2f} s, calibrated prefix {guarded / bare:.2f} times"
-    return Finding("cost", "ok", detail)
+        work()
+        seconds = time.perf_counter() - started
+        spent.append((seconds, peak_bytes(work, lvlm._host.device)))
+    (bare, least), (guarded, most) = spent
+    detail = (
+        f"{_TOKENS} tokens take {guarded / bare:.2f} times as long as bare ({bare:.2f} s) with "
+        f"{type(guard).__name__}, and {most / 2**20:.1f} MiB at work in place of "
+        f"{least / 2**20:.1f}"
+    )
+    return Finding(name or f"{type(guard).__name__}: cost", "ok", detail)
+
+
+def _border(lvlm: LocalLVLM, guard: VisualSafetyPrompt) -> Finding:
+    """Repaint each side of the border by itself: the processor's pixels have to change."""
+    name = f"{type(guard).__name__}: border"
+    lvlm.with_guardrails([guard])  # refuses what it knows to cut
+    picture = _ask()[0]["content"][0]["image"]
+    lost = []
+    plain = _pixels(lvlm, guard.apply_to_image(picture))
+    for side, part in _SIDES.items():
+        pixels = guard.frame.pixels.copy()
+        pixels[part] = 255 - pixels[part]
+        frame = replace(guard.frame, pixels=pixels)
+        other = _pixels(lvlm, replace(guard, frame=frame).apply_to_image(picture))
+        lost += [side] if all(map(torch.equal, plain, other)) else []
+    return _finding(
+        name,
+        not lost,
+        f"of its four sides {4 - len(lost)} reach the model"
+        + (f"; not {', '.join(lost)}" if lost else ""),
+        "The processor cuts it off; use a square border of fixed size, or a processor that pads.",
+    )
+
+
+def _pixels(lvlm: LocalLVLM, image: Image.Image) -> list[torch.Tensor]:
+    made = lvlm.processor.image_processor(image, return_tensors="pt")
+    return [value for value in made.values() if isinstance(value, torch.Tensor)]
 
 
 def _threshold(detector: RiskDetector) -> Finding:

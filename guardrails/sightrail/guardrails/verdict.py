@@ -210,6 +210,8 @@ class Verdict(_Frozen):
         action: what the policy did about it; None as long as none was applied.
         frames: how many views of the picture were looked at (animation frames, alpha on black, the
             sizes at which a model will see it).
+        seen_at: the rendering that the score comes from: the picture as it came (None), or what a
+            model's processor leaves of it at this width and height.
         timings_ms: milliseconds by step, for the whole batch that the picture was part of.
     """
 
@@ -229,6 +231,7 @@ class Verdict(_Frozen):
     action: Action | None = None
     image_size: tuple[int, int] | None = None
     frames: int = 1
+    seen_at: tuple[int, int] | None = None
     encoder: str | None = None
     timings_ms: FrozenMap[str, float] = Field(default_factory=FrozenDict)
 
@@ -299,6 +302,8 @@ class Verdict(_Frozen):
             relation = ">=" if self.status == "flagged" else "<"
             compared = f"{self.score:.3f} {relation} {self.threshold.value:.3f}"
             found = f"{self.status}: {self.category or self.guardrail} {compared}"
+            if self.seen_at is not None:
+                found += " (as a model sees it at {} x {})".format(*self.seen_at)
         return f"{found} -> {self.action}" if self.action else found
 
     def draw(self, image: Image) -> Image:

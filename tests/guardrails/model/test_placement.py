@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
 from decision_helpers import untrained
@@ -158,6 +160,18 @@ def save(family: str, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("llava", tmp_path_factory.mktemp("llava"))
+
+
+def test_of_an_omni_checkpoint_the_thinker_is_loaded(tmp_path: Path) -> None:
+    model, processor = tiny("qwen2_5_omni")
+    processor.save_pretrained(tmp_path)
+    whole = {"model_type": "qwen2_5_omni", "thinker_config": model.config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    weights = {f"thinker.{key}": value for key, value in model.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = LocalLVLM.from_pretrained(tmp_path, device="cpu")
+    expected = LocalLVLM(model, processor).chat(ROWS[0], **SHORT)
+    assert loaded.chat(ROWS[0], **SHORT).text == expected.text
 
 
 @pytest.mark.filterwarnings("ignore")  # bitsandbytes' own, about kernels

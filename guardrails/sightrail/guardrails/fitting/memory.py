@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigurationError, FitMemoryError
@@ -116,6 +117,29 @@ def in_pieces(
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return results
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that are allocated at once, beyond what was there before.
+
+    Args:
+        work: what to watch.
+        device: a GPU counts for itself; on the CPU torch's profiler counts every allocation.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
 
 
 @contextlib.contextmanager

@@ -95,6 +95,10 @@ FAMILIES: Final[dict[str, str]] = {
     "mistral3": "Mistral 3",
 }
 
+#: Checkpoints of more than one model, by their ``model_type``: the class of the one that reads
+#: pictures and writes text.
+PART_OF: Final[dict[str, str]] = {"qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration"}
+
 # Mllama fills rows with fewer pictures up with blank ones, and the tokens before a row's first
 # picture attend to those too: rows with different numbers of pictures change each other.
 _SAME_PICTURE_COUNT: Final = frozenset({"mllama"})

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+import transformers
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..embedded import TESTBED, embedded_folder
 from ..errors import ConfigurationError, ModelLoadError
-from .families import is_quantized
+from .families import PART_OF, is_quantized
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -74,9 +75,9 @@ def load_model(
         model_kwargs["device_map"] = device_map
     try:
         processor = AutoProcessor.from_pretrained(source, **where)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=number_format, **where, **model_kwargs
-        )
+        kind = AutoConfig.from_pretrained(source, **where).model_type
+        loader = getattr(transformers, PART_OF.get(kind, ""), AutoModelForImageTextToText)
+        model: Any = loader.from_pretrained(source, dtype=number_format, **where, **model_kwargs)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelLoadError(_remedy(name, error)) from error
     if device_map is None and not is_quantized(model):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from typing import Any, Final, NamedTuple, Self
 
@@ -25,6 +26,8 @@ from .looking import Look, Looker, Looking, View, find_all_regions, risk_of, vie
 from .regions import overlap, summarise
 from .scoring import TextBank, embed_bank, score_patches, worst_transport
 from .settings import Calibrated, Score, ScreeningSettings
+
+_log = logging.getLogger(__name__)
 
 _PICTURES_AT_ONCE: Final = 64
 _PIXELS_AT_ONCE: Final = 50_000_000
@@ -124,6 +127,13 @@ class RiskDetector:
             raise ConfigurationError(str(error)) from error
         return replace(self, settings=settings)
 
+    def _limit(self) -> Calibrated:
+        """The thresholds; that nobody calibrated them is logged once for each encoder and score."""
+        settings = self.settings
+        if settings.score not in settings.calibrated:
+            _not_calibrated(self.encoder.name, settings.score)
+        return settings.limit_for(len(self.concepts.unsafe))
+
     def screen(self, images: Iterable[PictureSource | Picture]) -> list[Verdict]:
         """Look at pictures of any sizes in one encoder pass.
 
@@ -137,7 +147,7 @@ class RiskDetector:
             ConfigurationError: the chosen score has no threshold yet (see `calibrate`).
             TimeoutError: the deadline of this context passed (see `deadline.time_limit`).
         """
-        limit = self.settings.thresholds()
+        limit = self._limit()
         return [verdict for part in self._parts(images) for verdict in self._look(part, limit)]
 
     def screen_again(
@@ -160,7 +170,7 @@ class RiskDetector:
             ConfigurationError: the chosen score has no threshold yet.
             TimeoutError: the deadline of this context passed.
         """
-        limit = self.settings.thresholds()
+        limit = self._limit()
         started = time.perf_counter()
         views = self.views(pictures)
         wanted = [_touched(view, covered[view.owner]) for view in views]
@@ -371,9 +381,20 @@ class RiskDetector:
             not_inspected=tuple(why for why in unresolved if why is not None),
             image_size=picture.image.size,
             frames=len(looks),
+            seen_at=worst.view.seen_at,
             encoder=self.encoder.name,
             timings_ms=FrozenDict(timings),
         )
+
+
+@cache
+def _not_calibrated(encoder: str, score: Score) -> None:
+    _log.warning(
+        "The threshold of %s on %s was not calibrated; fit it on your own benign pictures with "
+        "RiskDetector.calibrate or `sightrail calibrate`.",
+        score,
+        encoder,
+    )
 
 
 class _Read(NamedTuple):

@@ -70,6 +70,7 @@ class View:
         placed: its crops in pixels of the picture.
         patches: for each crop where its patches lie, in pixels of the picture.
         size: of the picture.
+        seen_at: the size at which it shows what a model will see; None for the picture itself.
         unresolved: why this rendering is not looked at as closely as a model sees it.
     """
 
@@ -80,6 +81,7 @@ class View:
     placed: list[Box]
     patches: list[list[Box]]
     size: tuple[int, int]
+    seen_at: tuple[int, int] | None = None
     unresolved: NotInspected | None = None
 
 
@@ -106,7 +108,10 @@ def views_of(owner: int, picture: Picture, looking: Looking) -> list[View]:
         guessed = scaled_views(picture.image, (*sizes, *own), settings.seen_through)
         shown, once = revealing(picture.image, guessed), looking.whole_alone()
     views = [_view(owner, image, image.size, looking, sizes) for image in picture.views]
-    return views + [_view(owner, image, size, once, [image.size]) for image in shown]
+    return views + [
+        replace(_view(owner, image, size, once, [image.size]), seen_at=image.size)
+        for image in shown
+    ]
 
 
 def renderings(picture: Picture) -> Iterator[Image.Image]:
@@ -141,7 +146,7 @@ def _view(
             for crop in crops
         ],
         size,
-        unresolved,
+        unresolved=unresolved,
     )
 
 
@@ -399,6 +404,7 @@ def find_all_regions(
             look.view.size,
             limit.patch,
             int((left < whole).sum()),
+            each_patch=settings.score == "ot_printed" and settings.masks == "patches",
         )
         found += new
         covers = [with_margin(region.box, look.view.size) for region in new]

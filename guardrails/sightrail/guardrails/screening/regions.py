@@ -26,6 +26,8 @@ def find_regions(
     size: tuple[int, int],
     threshold: float,
     whole: int = 1,
+    *,
+    each_patch: bool = False,
 ) -> tuple[Region, ...]:
     """Connected places whose mapped risk stands out, riskiest first.
 
@@ -42,9 +44,18 @@ def find_regions(
         threshold: the risk at which a patch counts.
         whole: how many of the patches, from the first on, are the whole picture's own. Where there
             are several, places that they alone show are regions too: crops cut up what is large.
+        each_patch: every patch that reaches the threshold is a region, but the whole picture; no
+            map is made (GuardAlign's x^m := 0 where d(m) <= tau).
     """
     found: list[Region] = []
     for index, category in enumerate(categories):
+        if each_patch:
+            found += [
+                Region(box=box, category=category, score=float(score))
+                for box, score in zip(boxes, risk[:, index], strict=True)
+                if score >= threshold and (box != (0, 0, *size) or len(boxes) == 1)
+            ]
+            continue
         for count in {len(boxes), whole} - {1} or {1}:
             scores = risk[:count, index]
             if scores.max(initial=-np.inf) >= threshold:

@@ -335,7 +335,7 @@ def _printed(
     distance, error = printed_distance(
         patches,
         bank.variants,
-        patch_weights(entropy, "printed"),
+        patch_weights(entropy, "printed" if settings.weights == "uniform" else settings.weights),
         epsilon=settings.printed_epsilon,
         tolerance=settings.tolerance,
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
 
 from ..errors import ConfigurationError
 from ..guarantees import ALARMS, CONFIDENCE, guaranteed_threshold
+from ..published import Source
 from ..verdict import Threshold
 from .encoder import Scales
 from .seen_by import SPARSE, Scaler, known_models
@@ -99,6 +100,9 @@ class ScreeningSettings(BaseModel):
             each crop (with `scales=()`, of one pass over the whole picture).
         scales: the crops, besides the whole picture: (share of the side, windows along a side).
         weights: the patch weights a^m: uniform, or softmax of the entropy with either sign.
+            `ot_printed`, for which eq. 7 knows no uniform ones, takes `printed` then.
+        masks: what a mask of `ot_printed` covers: `peaks` of the smoothed map, as for the other
+            scores, or every one of the `patches` with d(m) <= tau, as the paper has it.
         epsilon: entropic strength of `ot`, in units of the encoder's temperature 1 / logit scale,
             so that one setting means the same for encoders with narrow and wide cosines.
         printed_epsilon: the same for `ot_printed`; the paper does not state it.
@@ -126,6 +130,7 @@ class ScreeningSettings(BaseModel):
     patches: Patches = "crops"
     scales: Scales = ((0.5, 3), (1 / 3, 5))
     weights: Weights = "uniform"
+    masks: Literal["peaks", "patches"] = "peaks"
     epsilon: PositiveFloat = 1.0
     printed_epsilon: PositiveFloat = 0.1
     share: float = Field(default=0.1, gt=0, lt=1)
@@ -138,6 +143,26 @@ class ScreeningSettings(BaseModel):
     look: Literal["all", "coarse_to_fine"] = "all"
     bands: Bands | None = None
     calibrated: dict[Score, Calibrated] = Field(default_factory=dict)
+
+    SOURCES: ClassVar[Mapping[str, Source]] = {
+        "score": "paper",
+        "patches": "our reading",
+        "scales": "our reading",
+        "weights": "paper",
+        "masks": "paper",
+        "epsilon": "our reading",
+        "printed_epsilon": "related code",
+        "share": "our reading",
+        "whole_share": "our reading",
+        "tolerance": "our reading",
+        "seen_by": "our reading",
+        "seen_at": "our reading",
+        "seen_through": "our reading",
+        "max_crops": "our reading",
+        "look": "our reading",
+        "bands": "our reading",
+        "calibrated": "paper",
+    }
 
     @field_validator("seen_by")
     @classmethod
@@ -160,8 +185,8 @@ class ScreeningSettings(BaseModel):
         From the paper: the score d(m), tau = 0.42. Its eq. 7 prints `weights="printed"` and its
         sentence says `"confident"`; both are possible. Patches, the strength of the entropic
         regularisation (0.1, as AWT has it) and text weights are not stated; ours. The picture is
-        flagged by its riskiest patch, where the paper only masks; regions grow around peaks of the
-        smoothed map, where the paper masks every patch with d(m) <= tau.
+        flagged by its riskiest patch, where the paper only masks. Every patch with d(m) <= tau is
+        masked, but never the whole picture, which is a patch here as well.
 
         d(m) is a^m times a sum over the C categories of a mean cost 1 - cos. With the usual weights
         near 1 / M and cosines above -0.2, no d(m) exceeds 1.2 C / M; a tau above that flags every
@@ -175,15 +200,15 @@ class ScreeningSettings(BaseModel):
         Raises:
             ConfigurationError: tau = 0.42 says nothing for so many patches and so few categories.
         """
-        patches = side * side + 1
-        most = _MOST_COST * categories / patches
-        if most <= PAPER_TAU:
-            raise ConfigurationError(
-                f"tau = {PAPER_TAU} flags every patch here: with C = {categories} categories and "
-                f"M = {patches} patches, d(m) <= {_MOST_COST} * C / M = {most:.2f}. Take fewer "
-                "patches, more categories, or fit a threshold with RiskDetector.calibrate."
-            )
-        return cls(score="ot_printed", patches="crops", scales=((1 / side, side),), weights=weights)
+        made = cls(
+            score="ot_printed",
+            patches="crops",
+            scales=((1 / side, side),),
+            weights=weights,
+            masks="patches",
+        )
+        made.limit_for(categories)
+        return made
 
     @classmethod
     def beside(cls, folder: Path | None) -> Self:
@@ -228,6 +253,24 @@ class ScreeningSettings(BaseModel):
                 f"with RiskDetector.calibrate(benign pictures), or use score='ot'"
             )
         return found
+
+    def limit_for(self, categories: int) -> Calibrated:
+        """The thresholds of the chosen score, where they mean something for so many categories.
+
+        Raises:
+            ConfigurationError: there are none; or the paper's tau stands for what nobody
+                calibrated, and no patch could lie above it (see ``published``).
+        """
+        patches = 1 + sum(windows * windows for _, windows in self.scales)
+        most = _MOST_COST * categories / patches
+        printed = self.score == "ot_printed" and self.score not in self.calibrated
+        if printed and most <= PAPER_TAU:
+            raise ConfigurationError(
+                f"tau = {PAPER_TAU} flags every patch here: with C = {categories} categories and "
+                f"M = {patches} patches, d(m) <= {_MOST_COST} * C / M = {most:.2f}. Take fewer "
+                "patches, more categories, or fit a threshold with RiskDetector.calibrate."
+            )
+        return self.thresholds()
 
     def with_calibration(
         self,

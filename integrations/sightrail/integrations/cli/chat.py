@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .consoles import printable, stderr
-from .models import load_detector, load_model
+from .models import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Quantization,
+    Revision,
+    TrustRemoteCode,
+    load_detector,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Verdict
@@ -25,7 +34,12 @@ def chat(
         str | None,
         typer.Option(envvar="SIGHTRAIL_ENCODER", help="The screening encoder, as for screen."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Ask a local vision-language model; the answer streams to stdout, verdicts go to stderr."""
     from sightrail.guardrails import SafetyPrefix  # loads torch
@@ -35,7 +49,16 @@ def chat(
     if guard:
         guardrails = [load_detector(encoder, device)] if pictures else []
         guardrails.append(SafetyPrefix())
-    lvlm = load_model(model, guardrails, device)
+    lvlm = load_model(
+        model,
+        guardrails,
+        device,
+        dtype=dtype,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
     content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in pictures]
     content.append({"type": "text", "text": question})
     for chunk in lvlm.stream([{"role": "user", "content": content}]):

@@ -13,7 +13,16 @@ from rich.table import Table
 from .consoles import stdout
 from .detectors import Wanted, build_detector
 from .errors import CLEAN, FLAGGED
-from .models import load_detector, load_model
+from .models import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Quantization,
+    Revision,
+    TrustRemoteCode,
+    load_detector,
+    load_model,
+)
 from .screen import JudgeModel, JudgeNamed, JudgeProfile
 
 if TYPE_CHECKING:
@@ -36,18 +45,26 @@ def doctor(
     judge_model: JudgeModel = "default",
     judge_profile: JudgeProfile = "yes-no",
     as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto, balanced ...")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    casa: Annotated[Path | None, typer.Option(help="A fitted CASA; its cost is told.")] = None,
+    moras: Annotated[Path | None, typer.Option(help="A fitted MoRAS, likewise.")] = None,
+    davsp: Annotated[
+        Path | None, typer.Option(help="A fitted border, likewise, and whether it is cut off.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Examine a model: line by line what holds, what does not, and what to do about it."""
-    from sightrail.guardrails import TextInPicture
-    from sightrail.guardrails.doctor import examine  # loads torch
+    from sightrail.guardrails import (  # loads torch
+        Casa,
+        Moras,
+        TextInPicture,
+        VisualSafetyPrompt,
+    )
+    from sightrail.guardrails.doctor import examine
 
     how: dict[str, Any] = {
         "dtype": dtype,
@@ -64,7 +81,13 @@ def doctor(
             Wanted(judge=judge, judge_model=judge_model, judge_profile=judge_profile)
         )
     own = _own_pictures(pictures)
-    findings = examine(lvlm, detector, own, reader=TextInPicture(), judge=asked)
+    kinds: list[tuple[Any, Path | None]] = [
+        (Casa, casa),
+        (Moras, moras),
+        (VisualSafetyPrompt, davsp),
+    ]
+    defences = [kind.from_pretrained(folder) for kind, folder in kinds if folder is not None]
+    findings = examine(lvlm, detector, own, reader=TextInPicture(), judge=asked, defences=defences)
     if as_json:
         typer.echo(json.dumps({"model": model, "findings": [asdict(f) for f in findings]}))
     else:

@@ -21,7 +21,15 @@ from sightrail.guardrails.embedded import TESTBED, embedded_module
 from .consoles import printable, stderr, stdout, ticking
 from .fit_data import read_data
 from .fit_options import given_settings, settings_parameters
-from .models import load_model
+from .models import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Quantization,
+    Revision,
+    TrustRemoteCode,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from sightrail.guardrails.fitting import FitMethod, Fitted
@@ -83,22 +91,16 @@ _COMMON: Final[dict[str, tuple[Any, Any]]] = {
         ],
         None,
     ),
-    "device": (Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")], None),
-    "dtype": (
-        Annotated[str | None, typer.Option(help="Of the base: float32, float16, bfloat16.")],
-        None,
-    ),
-    "device_map": (
-        Annotated[str | None, typer.Option(help="auto spreads the base over all devices.")],
-        None,
-    ),
-    "quantization": (
-        Annotated[str | None, typer.Option(help="Pack the base while loading: 4bit or 8bit.")],
-        None,
-    ),
-    "revision": (Annotated[str | None, typer.Option(help="Of the base on the Hub.")], None),
+    "device": (Device, None),
+    "dtype": (Dtype, None),
+    "device_map": (DeviceMap, None),
+    "quantization": (Quantization, None),
+    "revision": (Revision, None),
+    "trust_remote_code": (TrustRemoteCode, False),
 }
-_LOADING: Final = ("device", "dtype", "device_map", "quantization", "revision")
+_LOADING: Final = (
+    *("device", "dtype", "device_map", "quantization", "revision", "trust_remote_code"),
+)
 _PROTOTYPES: Final = (
     Annotated[
         str | None,
