@@ -41,11 +41,11 @@ Status = Literal["ok", "does not hold", "could not be tried"]
 
 _QUESTION: Final = "What is in the image?"
 _TOKENS: Final = 6
-_SIDES: Final = {
-    "left": np.s_[:, :3],
-    "right": np.s_[:, -3:],
-    "top": np.s_[:3],
-    "bottom": np.s_[-3:],
+_SIDES: Final[dict[str, tuple[slice, slice]]] = {
+    "left": (slice(None), slice(0, 3)),
+    "right": (slice(None), slice(-3, None)),
+    "top": (slice(0, 3), slice(None)),
+    "bottom": (slice(-3, None), slice(None)),
 }
 _CLOSE: Final = 0.05
 """Logits of one model computed in two ways: half precision keeps three digits."""
