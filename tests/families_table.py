@@ -160,7 +160,13 @@ def _why_not(kind: str) -> str:
 def main() -> None:
     page = Path(sys.argv[1])
     cells = Cells(page.with_suffix(".jsonl"))
-    names = ("test_exact_prompts", "test_spans", "test_preprocessing", "test_placement")
+    names = (
+        "test_exact_prompts",
+        "test_spans",
+        "test_preprocessing",
+        "test_placement",
+        "test_tools",
+    )
     places = [TESTS / "guardrails" / "model" / f"{name}.py" for name in names]
     places.append(TESTS / "guardrails" / "test_contract.py")
     options = ["-q", "--no-header", "-m", "", "-p", "no:cacheprovider"]

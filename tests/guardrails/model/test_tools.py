@@ -50,6 +50,7 @@ def conversation(family: str, messages: Any, tools: Any = TOOLS) -> Any:
 # What the chat template is told
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_template_gets_tools_calls_results_and_pictures(family: str) -> None:
     talk = conversation(family, looked(SEEN, "Nothing there."))
@@ -128,6 +129,7 @@ def test_a_result_cannot_end_its_turn_and_speak_as_somebody_else() -> None:
 # Spans: what a later step acts on
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_results_belong_to_the_instruction_where_their_place_is_certain(family: str) -> None:
     talk = conversation(family, looked("Found it.", SEEN))
@@ -162,6 +164,7 @@ def test_a_step_is_told_from_a_request() -> None:
 # What comes back
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calls_come_back_whole_streamed_and_in_batches(family: str) -> None:
     text = TOOLED[family].written(("look", {"photo": 3}), ("save", {"note": "A < b"}))
@@ -183,6 +186,7 @@ def test_calls_come_back_whole_streamed_and_in_batches(family: str) -> None:
     assert (rows[0].step, rows[0].tool_calls) == (1, answer.tool_calls)
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_of_a_batch_with_tools_is_what_it_is_alone(family: str) -> None:
     rows = [looked(SEEN), user("Hm?", picture(1)), looked("Long. " * 9, SEEN)]
@@ -295,6 +299,7 @@ def test_a_refusal_is_free_of_the_grammar() -> None:
     assert not answer.text.startswith('{"')
 
 
+@pytest.mark.shows("tools")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_forced_call_is_one_that_its_tool_takes(family: str) -> None:
     if style_of(tooled(family)[1]).thinks:
