@@ -11,7 +11,14 @@ from pathlib import Path
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.schema import ImageNode
 
-from sightrail.guardrails import CachedDetector, LocalLVLM, Policy, RiskDetector, SafetyPrefix
+from sightrail.guardrails import (
+    CachedDetector,
+    Limits,
+    LocalLVLM,
+    Policy,
+    RiskDetector,
+    SafetyPrefix,
+)
 from sightrail.integrations.llama_index import LVLM, ImageRiskPostprocessor, read_marker
 
 # 1. THE MODELS. "testbed" is a toy of a few MB that knows drawn scenes only: the ones in pictures/.
@@ -35,8 +42,10 @@ index = VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=4))
 
 # 3. THE GUARD. Retrieved pictures are screened before the model sees them: "drop" takes a risky
 #    one out, "mask" covers what is risky in it. Without multimodal=True LlamaIndex shows the model
-#    no picture at all.
-guard = ImageRiskPostprocessor(detector=detector, policy=Policy(on_flagged="drop"))
+#    no picture at all. A node may name files of this machine only in the folders that you allow.
+guard = ImageRiskPostprocessor(
+    detector=detector, policy=Policy(on_flagged="drop"), limits=Limits(folders=(PICTURES,))
+)
 engine = index.as_query_engine(
     llm=LVLM(model=local, guardrails=[SafetyPrefix()], max_tokens=64),
     node_postprocessors=[guard],
@@ -52,7 +61,10 @@ def main(question: str) -> None:
     for found in response.source_nodes:
         marker = read_marker(found)
         seen = [verdict.summary() for verdict in marker.verdicts] if marker else ["not looked at"]
-        print(f"seen: {found.node.metadata['file']}: {'; '.join(seen)}", file=sys.stderr)
+        print(
+            f"seen: {found.node.metadata.get('file', 'left out')}: {'; '.join(seen)}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":
