@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("ray", reason="the ray extra is not installed")
@@ -16,10 +18,18 @@ pytest.importorskip("pyarrow", reason="the ray extra is not installed")
 import pyarrow.parquet
 from PIL import Image
 
+from serve_helpers import asked, drawn_request
 from sightrail.guardrails import RiskDetector
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.integrations.ray import CorpusSettings, screen_corpus, statuses
+from sightrail.integrations.ray import (
+    CorpusSettings,
+    screen_corpus,
+    serve_application,
+    statuses,
+)
 from sightrail.integrations.ray.corpus import ScreeningActor, _write
+from sightrail.integrations.ray.replicas import VerdictMemory
+from sightrail.integrations.server import ServerSettings
 from sightrail.testbed.source import draw_scenes
 
 TESTBED = CorpusSettings(encoder="testbed", batch=4)
@@ -117,3 +127,50 @@ def _kill_an_actor(ray: Any) -> int:
             process.send_signal(signal.SIGKILL)
             return int(process.pid)
     raise AssertionError("no actor is at work")
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_replicas_share_their_memory(cluster: Any) -> None:
+    from ray import serve
+
+    key = "a-key-of-the-cluster"
+    settings = ServerSettings(model="testbed", stack="screen", encoder="testbed", api_keys=(key,))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    serve.start(http_options={"port": port})
+    replicas = serve_application(settings, num_replicas=2, ray_actor_options={"num_cpus": 0.5})
+    serve.run(replicas)
+    url, question = drawn_request("benign", 0)
+    body = {"model": "testbed", "messages": asked(question, url), "max_tokens": 8}
+    address = f"http://127.0.0.1:{port}/v1/chat/completions"
+    with httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=120) as client:
+        assert httpx.post(address, json=body, timeout=120).status_code == 401
+        replies = [client.post(address, json=body).json() for _ in range(6)]
+        assert len({reply["choices"][0]["message"]["content"] for reply in replies}) == 1
+        assert replies[0]["sightrail"]["verdicts"][0]["status"] == "clean"
+        streamed = client.post(address, json={**body, "stream": True})
+        assert streamed.text.rstrip().endswith("data: [DONE]")
+    memories = [
+        actor
+        for actor in cluster.util.list_named_actors(all_namespaces=True)
+        if actor["name"].startswith("sightrail-verdicts-")
+    ]
+    (named,) = memories
+    memory = cluster.get_actor(named["name"], namespace=named["namespace"])
+    assert cluster.get(memory.count.remote()) == 1
+    serve.shutdown()
+
+
+def test_nobody_listens_on_a_cluster_for_everybody_unasked() -> None:
+    with pytest.raises(ConfigurationError, match="api_keys"):
+        serve_application(ServerSettings(model="testbed", stack="screen", encoder="testbed"))
+
+
+def test_the_memory_forgets_what_was_not_asked_for_longest() -> None:
+    memory = VerdictMemory(2)
+    memory.remember({b"a": "1", b"b": "2"})
+    assert memory.recall([b"a", b"c"]) == ["1", None]
+    memory.remember({b"c": "3"})
+    assert memory.recall([b"a", b"b", b"c"]) == ["1", None, "3"]
+    assert memory.count() == 2

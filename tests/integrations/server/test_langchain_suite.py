@@ -17,8 +17,11 @@ from bad_pictures import encoded, photo
 from chat_server import Answering
 from serve_helpers import scripted, serving
 
-# What ChatOpenAI itself does while it parses; not the server's.
-pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+# What ChatOpenAI itself says while it parses; not the server's.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Pydantic serializer warnings"),
+    pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema"),
+]
 
 
 @pytest.fixture(autouse=True)

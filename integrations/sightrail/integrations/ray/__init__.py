@@ -1,4 +1,4 @@
-"""Corpora with Ray: ``screen_corpus``."""
+"""Corpora with Ray (``screen_corpus``), and the server with replicas (``serve_application``)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from sightrail.guardrails.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from .corpus import CorpusSettings, screen_corpus, statuses
+    from .replicas import serve_application
 
 _HOME = {
     "CorpusSettings": "corpus",
     "screen_corpus": "corpus",
+    "serve_application": "replicas",
     "statuses": "corpus",
 }
-__all__ = ["CorpusSettings", "screen_corpus", "statuses"]
+__all__ = ["CorpusSettings", "screen_corpus", "serve_application", "statuses"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,5 +28,5 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f".{home}", __name__), name)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"This needs {error.name}; install it with: pip install 'sightrail[ray]'"
+            f"This needs {error.name}; install it with: pip install 'sightrail[ray,serve]'"
         ) from error

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 
 from sightrail.guardrails.errors import Abandoned, SightrailError
 from sightrail.guardrails.model.gathering import gatherer_of
+from sightrail.guardrails.screening.asking import Detector
 
 from .door import Door
 from .errors import ApiError, api_error
@@ -53,14 +54,20 @@ class Engine(TextJudge, Protocol):
         """Its events."""
 
 
-def create_app(settings: ServerSettings) -> FastAPI:
+def create_app(
+    settings: ServerSettings, *, around_detector: Callable[[Detector], Detector] | None = None
+) -> FastAPI:
     """Load what is served, and build the application; nothing listens yet.
+
+    Args:
+        settings: of the server.
+        around_detector: wraps the detector, below its memory of verdicts.
 
     Raises:
         ConfigurationError, ModelLoadError, ArtifactError, UnsupportedModelError: it cannot be
             served.
     """
-    metrics, guards = Metrics(), build_guards(settings)
+    metrics, guards = Metrics(), build_guards(settings, around_detector)
     if settings.upstream is None:
         lvlm = load_local(settings, guards)
         gatherer = gatherer_of(lvlm.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .wire import OpenAIWalk
 if TYPE_CHECKING:
     from sightrail.guardrails import Limits, LocalLVLM
     from sightrail.guardrails.policy import Surface
+    from sightrail.guardrails.screening.asking import Detector
 
     from .settings import ServerSettings
 
@@ -55,14 +56,20 @@ class Guards:
         )
 
 
-def build_guards(settings: ServerSettings) -> Guards:
+def build_guards(
+    settings: ServerSettings, around_detector: Callable[[Detector], Detector] | None = None
+) -> Guards:
     """The guardrails of a stack, screening with a memory that all requests share.
+
+    Args:
+        settings: of the server.
+        around_detector: wraps the detector, below its memory.
 
     Raises:
         ConfigurationError: a stack that does not exist, or cannot work in this mode.
         ModelLoadError, ArtifactError: something cannot be loaded.
     """
-    guards = build_stack(settings.stack, _supplies(settings))
+    guards = build_stack(settings.stack, _supplies(settings, around_detector))
     detectors = tuple(guard for guard in guards if hasattr(guard, "screen"))
     prefix = next((guard for guard in guards if isinstance(guard, SafetyPrefix)), None)
     border = next((guard for guard in guards if isinstance(guard, VisualSafetyPrompt)), None)
@@ -72,7 +79,9 @@ def build_guards(settings: ServerSettings) -> Guards:
     return Guards(detectors, prefix, border, inside, settings.policy, settings.limits)
 
 
-def _supplies(settings: ServerSettings) -> Supplies:
+def _supplies(
+    settings: ServerSettings, around_detector: Callable[[Detector], Detector] | None
+) -> Supplies:
     from sightrail.guardrails import RiskDetector
     from sightrail.guardrails.screening.settings import ScreeningSettings
 
@@ -82,7 +91,8 @@ def _supplies(settings: ServerSettings) -> Supplies:
         made = RiskDetector.from_pretrained(
             settings.encoder, settings=own, limits=settings.limits, device=settings.device
         )
-        detector = CachedDetector(made, max_items=max(1, settings.remembered))
+        seen = made if around_detector is None else around_detector(made)
+        detector = CachedDetector(seen, max_items=max(1, settings.remembered))
     model = settings.model or ""
     named = {str(kind): place for kind, place in settings.artifacts.items()}
     return Supplies(detector, artifacts_for(model, named), calibration_for(model))
