@@ -21,14 +21,8 @@ from PIL import Image
 from serve_helpers import asked, drawn_request
 from sightrail.guardrails import RiskDetector
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.integrations.ray import (
-    CorpusSettings,
-    screen_corpus,
-    serve_application,
-    statuses,
-)
+from sightrail.integrations.ray import CorpusSettings, screen_corpus, statuses
 from sightrail.integrations.ray.corpus import ScreeningActor, _write
-from sightrail.integrations.ray.replicas import VerdictMemory
 from sightrail.integrations.server import ServerSettings
 from sightrail.testbed.source import draw_scenes
 
@@ -134,6 +128,8 @@ def _kill_an_actor(ray: Any) -> int:
 def test_replicas_share_their_memory(cluster: Any) -> None:
     from ray import serve
 
+    from sightrail.integrations.ray import serve_application
+
     key = "a-key-of-the-cluster"
     settings = ServerSettings(model="testbed", stack="screen", encoder="testbed", api_keys=(key,))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -162,12 +158,18 @@ def test_replicas_share_their_memory(cluster: Any) -> None:
     serve.shutdown()
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray Serve declares its settings as pydantic 1 did
 def test_nobody_listens_on_a_cluster_for_everybody_unasked() -> None:
+    from sightrail.integrations.ray import serve_application
+
     with pytest.raises(ConfigurationError, match="api_keys"):
         serve_application(ServerSettings(model="testbed", stack="screen", encoder="testbed"))
 
 
+@pytest.mark.filterwarnings("ignore")  # as above
 def test_the_memory_forgets_what_was_not_asked_for_longest() -> None:
+    from sightrail.integrations.ray.replicas import VerdictMemory
+
     memory = VerdictMemory(2)
     memory.remember({b"a": "1", b"b": "2"})
     assert memory.recall([b"a", b"c"]) == ["1", None]
