@@ -64,6 +64,18 @@ WRONG: list[dict[str, Any]] = [
     {"stop": [""]},
     {"stop": ["x"] * 17},
     {"seed": "s"},
+    {"seed": 2**70},
+    {"seed": 1.5},
+    {"temperature": float("nan")},
+    {"temperature": 1, "top_p": float("nan")},
+    {"temperature": 1, "top_k": -3},
+    {"temperature": 1, "top_k": 1.5},
+    {"repetition_penalty": 0},
+    {"repetition_penalty": float("nan")},
+    {"stream_options": [1]},
+    {"messages": [{"role": "user", "content": "half \ud800 a sign"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "sightrail": 1}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "x": [{"sightrail.seen": 1}]}]}]},
     {"stream": "yes"},
     {"n": 2},
     {"tools": [{"type": "function"}]},
@@ -109,6 +121,62 @@ def test_any_json_is_answered_in_the_apis_shape(
         response = httpx.post(f"{local}/v1/{path}", content=json.dumps(whole), timeout=60)
         assert response.status_code < 500
         assert "error" in response.json() or response.status_code == 200
+
+
+@pytest.mark.parametrize("half", ["\ud800", "a\udc00b"])
+def test_halves_of_signs_do_not_reach_an_upstream(
+    gateway: str, upstream: Scripted, half: str
+) -> None:
+    upstream.answer = completion("ok")
+    body = json.dumps({"model": "up", "messages": asked(half)})
+    response = httpx.post(f"{gateway}/v1/chat/completions", content=body)
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_json")
+    whole = json.dumps({"model": "up", "messages": asked("\U0001f600")})
+    assert httpx.post(f"{gateway}/v1/chat/completions", content=whole).status_code == 200
+
+
+HEADS = [
+    b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1.evil.example\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: [::1\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\n\r\n",
+    b"POST /v1/screen HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+    b"POST /v1/screen HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"POST /v1/screen HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n folded\x00: x\r\n\r\n",
+    b"no http at all\r\n\r\n",
+    b"POST /v1/screen HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+    b"Content-Length: 4\r\n\r\n\x1f\x8b\x08\x00",
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: str(head[-60:]))
+def test_tricks_with_heads(local: str, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", int(local.rsplit(":", 1)[1]))) as raw:
+        raw.settimeout(20)
+        raw.sendall(head)
+        got = b""
+        while b"}" not in got and (chunk := raw.recv(4096)):
+            got += chunk
+    status, error = int(got.split()[1]), json.loads(got.partition(b"\r\n\r\n")[2])["error"]
+    assert 400 <= status < 500
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert alive(local)
+
+
+def test_a_key_lets_in_under_any_name() -> None:
+    with (
+        scripted(Scripted(answer=completion("ok"))) as behind,
+        serving(upstream=f"{behind}/v1", stack="bare", api_keys=("a-first-key",)) as address,
+    ):
+        head = {"Host": "guard.example", "Authorization": "Bearer a-first-key"}
+        assert httpx.get(f"{address}/v1/models", headers=head).status_code == 200
+        for name in ("X-Api-Key", "X-Forwarded-For", "X-Sightrail-Refused"):
+            told = httpx.get(f"{address}/v1/models", headers={name: "a-first-key"})
+            assert told.status_code == 401
 
 
 def test_unknown_paths_and_methods(local: str) -> None:

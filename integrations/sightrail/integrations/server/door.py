@@ -14,6 +14,7 @@ import re
 import time
 import uuid
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, api_error
 from .metrics import Metrics
-from .settings import ServerSettings
+from .settings import ServerSettings, is_loopback
 
 LOGGER: Final = logging.getLogger("sightrail.server")
 _OPEN: Final = ("/health", "/metrics")
@@ -69,6 +70,7 @@ class Door:
             await self._app(scope, receive, visit.send)
             return
         headers = Headers(scope=scope)
+        self._check_host(headers)
         scope["state"]["client"] = visit.client = self._client(headers)
         self._check_length(headers)
         if self._inside >= self._settings.max_requests:
@@ -94,6 +96,20 @@ class Door:
             self._metrics.rejected.labels("key").inc()
             raise ApiError(401, "Invalid API key.", code="invalid_api_key")
         return f"key-{matches.index(True)}"
+
+    def _check_host(self, headers: Headers) -> None:
+        """Without a key, only this machine is let in, and not the pages that its browser shows: a
+        name of theirs may lead here.
+        """
+        if self._keys or self._settings.anonymous:
+            return
+        if not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+            self._metrics.rejected.labels("host").inc()
+            raise ApiError(
+                403,
+                "Without api_keys this server is asked as localhost; set api_keys, or anonymous.",
+                code="host_not_allowed",
+            )
 
     def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "0")

@@ -86,7 +86,10 @@ class LocalEngine:
 
     def chat_stream(self, call: Call) -> AsyncIterator[dict[str, Any]]:
         """A chat completion piece by piece."""
-        usage = (call.body.get("stream_options") or {}).get("include_usage") is True
+        asked = call.body.get("stream_options") or {}
+        if not isinstance(asked, dict):
+            raise invalid("stream_options is an object.", "stream_options")
+        usage = asked.get("include_usage") is True
         pieces = self._stream(call, messages_of(call.body))
         return ChatReply(call.id, self.name).pieces(pieces, usage=usage)
 

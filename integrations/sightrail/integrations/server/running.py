@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from typing import Any, Final
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .errors import invalid
 from .settings import ServerSettings
 
 _HEAD_BYTES: Final = 32 * 1024
@@ -67,6 +70,18 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         if not self._between_requests:
             self._head_is_there()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a head that is no HTTP, in the API's shape as well."""
+        body = json.dumps(invalid(msg, code="invalid_http").body).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is awaited any more."""

@@ -135,7 +135,7 @@ class ServerSettings(BaseSettings):
     def _keys(self) -> Self:
         if any(len(key.get_secret_value()) < 8 for key in self.api_keys):
             raise ValueError("an API key has at least 8 characters")
-        if not self.api_keys and not self.anonymous and not _is_loopback(self.host):
+        if not self.api_keys and not self.anonymous and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from other machines: set api_keys, or "
                 "anonymous = true to let everybody in"
@@ -187,7 +187,8 @@ def _told(error: ValidationError) -> str:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own."""
     if host == "localhost":
         return True
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,6 +28,7 @@ _SURFACES: Final[dict[str, Surface]] = {
 }
 _RESULTS: Final = ("function_call_output", "custom_tool_call_output", "computer_call_output")
 _MAX_MESSAGES: Final = 4096
+_HALF_SIGN: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ async def read_call(request: Request) -> Call:
         ApiError: no JSON object, or fields that pretend to be the guard's.
     """
     try:
-        body = json.loads(await request.body())
+        body = _parsed(await request.body())
     except (ValueError, RecursionError) as error:
         raise invalid("The request body is not JSON.", code="invalid_json") from error
     if not isinstance(body, dict):
@@ -70,13 +72,27 @@ async def read_call(request: Request) -> Call:
     return Call(body, state["request_id"], state.get("client"), state["told"])
 
 
+def _parsed(body: bytes) -> Any:
+    """The JSON of a body; halves of a sign, which no text has, make it none."""
+    found = json.loads(body)
+    if _HALF_SIGN.search(body):
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
 def _check_pretence(body: Mapping[str, Any]) -> None:
     """What a guardrail says stands under its own key; nobody else may write there."""
-    items = [body.get("messages"), body.get("input"), body.get("metadata")]
-    holders = [body, *(item for part in items if isinstance(part, list) for item in part), *items]
-    for holder in holders:
-        if isinstance(holder, Mapping) and any(str(key).startswith(KEY) for key in holder):
-            raise invalid(f"The field {KEY} is the server's own; leave it out.", KEY)
+    left: list[Any] = [body.get(name) for name in ("messages", "input", "metadata", "images")]
+    holders = [body]
+    while left:
+        item = left.pop()
+        if isinstance(item, dict):
+            holders.append(item)
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+    if any(str(key).startswith(KEY) for holder in holders for key in holder):
+        raise invalid(f"The field {KEY} is the server's own; leave it out.", KEY)
 
 
 def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
