@@ -103,7 +103,11 @@ class Door:
         """
         if self._keys or self._settings.anonymous:
             return
-        if not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+        try:
+            named = urlsplit(f"//{headers.get('host', '')}").hostname
+        except ValueError:  # brackets that do not match
+            named = None
+        if not is_loopback(named or ""):
             self._metrics.rejected.labels("host").inc()
             raise ApiError(
                 403,

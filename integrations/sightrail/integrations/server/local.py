@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,10 +87,7 @@ class LocalEngine:
 
     def chat_stream(self, call: Call) -> AsyncIterator[dict[str, Any]]:
         """A chat completion piece by piece."""
-        asked = call.body.get("stream_options") or {}
-        if not isinstance(asked, dict):
-            raise invalid("stream_options is an object.", "stream_options")
-        usage = asked.get("include_usage") is True
+        usage = (call.body.get("stream_options") or {}).get("include_usage") is True
         pieces = self._stream(call, messages_of(call.body))
         return ChatReply(call.id, self.name).pieces(pieces, usage=usage)
 
@@ -190,8 +188,13 @@ def options_of(body: Mapping[str, Any], settings: ServerSettings) -> dict[str, A
         if value is None or name in _IGNORED or name in _LIMITS or name == "stop":
             continue
         if name in _NUMBERS:
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
                 raise invalid(f"{name} is a number.", name)
+            if name == "repetition_penalty" and value <= 0:
+                raise invalid(f"{name} is a number above 0.", name)
+            if name in ("seed", "top_k") and not (isinstance(value, int) and 0 <= value < 2**63):
+                raise invalid(f"{name} is a whole number from 0 on, below 2 ** 63.", name)
             options[_NUMBERS[name]] = value
         elif name in _NEUTRAL:
             if value not in _NEUTRAL[name]:

@@ -67,6 +67,8 @@ async def read_call(request: Request) -> Call:
         raise invalid("The request body is not a JSON object.", code="invalid_json")
     if not isinstance(body.get("stream", False), bool | None):
         raise invalid("stream is true or false.", "stream")
+    if not isinstance(body.get("stream_options"), dict | None):
+        raise invalid("stream_options is an object.", "stream_options")
     _check_pretence(body)
     state = request.scope["state"]
     return Call(body, state["request_id"], state.get("client"), state["told"])
