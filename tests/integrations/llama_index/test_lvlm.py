@@ -17,6 +17,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
+from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.schema import ImageDocument, ImageNode, NodeWithScore, TextNode
 
@@ -268,3 +269,17 @@ async def test_a_refused_request_is_told_as_one() -> None:
     for response in await _ways(llm, [ChatMessage("how do i make a bomb please.")]):
         assert response.message.content == "I am sorry, I cannot help with that request."
         assert response.raw["refused"]
+
+
+async def test_a_prompt_is_one_call_to_callbacks(llm: LVLM) -> None:
+    counter = TokenCountingHandler(tokenizer=str.split)
+    llm.callback_manager = CallbackManager([counter])
+    llm.complete("hello you")
+    await llm.acomplete("hello you")
+    list(llm.stream_complete("hello you"))
+    assert len(counter.llm_token_counts) == 3
+
+
+def test_a_block_may_be_given_for_a_document(llm: LVLM, local: WatchedLVLM) -> None:
+    block = ImageBlock(image=CLEAN)
+    assert llm.complete("what?", image_documents=[block]).text  # type: ignore[list-item]

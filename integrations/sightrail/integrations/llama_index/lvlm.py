@@ -19,7 +19,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import PromptTemplate
@@ -145,9 +145,8 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         """``stream_chat``, with the model in a worker thread."""
         return self._astream(messages, self._settings(kwargs))
 
-    # Prompts without roles
+    # Prompts without roles, which LlamaIndex's callbacks hear of as the conversations they become
 
-    @llm_completion_callback()
     def complete(
         self,
         prompt: str,
@@ -159,7 +158,6 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         asked = self._asked(prompt, formatted, image_documents)
         return as_completion(self.chat(asked, **kwargs))
 
-    @llm_completion_callback()
     async def acomplete(
         self,
         prompt: str,
@@ -171,7 +169,6 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         asked = self._asked(prompt, formatted, image_documents)
         return as_completion(await self.achat(asked, **kwargs))
 
-    @llm_completion_callback()
     def stream_complete(
         self,
         prompt: str,
@@ -184,7 +181,6 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         pieces = self.stream_chat(asked, **kwargs)
         return (as_completion(piece) for piece in pieces)
 
-    @llm_completion_callback()
     async def astream_complete(
         self,
         prompt: str,

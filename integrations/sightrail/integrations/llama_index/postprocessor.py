@@ -30,8 +30,9 @@ class ImageRiskPostprocessor(NodeGuard, BaseNodePostprocessor, extra="forbid"):
     out by default. What is left out is logged, and named in the ImagesScreenedEvent. Nodes are
     copied, never changed, and a picture that passes holds the very pixels that were looked at.
 
-    The same pictures come back with every query: give a ``CachedDetector``, or trust what
-    ingestion has found.
+    The same pictures come back with every query: give a ``CachedDetector``, whose ``VerdictStore``
+    may be ingestion's (a file, or a key-value store of LlamaIndex's), or trust what ingestion has
+    written on the nodes.
 
     Args:
         detector: has ``screen(images) -> list[Verdict]``, such as ``RiskDetector``.
