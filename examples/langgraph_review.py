@@ -1,7 +1,7 @@
 """A graph that asks a person about pictures which the policy does not let pass.
 
-screen -> answer, or screen -> review -> answer | enforce | refuse. The person sees verdicts, not
-pictures. With a real encoder:
+screen -> answer, or screen -> review -> answer | end. The person sees verdicts, not pictures.
+With a real encoder:
 
     python examples/langgraph_review.py --encoder ViT-L-14-336/openai
 """
@@ -52,21 +52,23 @@ def build(detector: RiskDetector) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """A harmless picture, and an unsafe one under every ruling."""
+    """A harmless picture, and an unsafe one under every decision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="testbed")
     graph = build(RiskDetector.from_pretrained(parser.parse_args(arguments).encoder))
 
-    cases = [("guitar", "enforce"), ("bomb", "allow"), ("bomb", "enforce"), ("bomb", "refuse")]
-    for number, (name, ruling) in enumerate(cases):
+    cases = [("guitar", "edit"), ("bomb", "approve"), ("bomb", "edit"), ("bomb", "reject")]
+    for number, (name, decision) in enumerate(cases):
         config: RunnableConfig = {"configurable": {"thread_id": str(number)}}
         state = graph.invoke(ask_about(name), config)
         if "__interrupt__" in state:
             (question,) = state["__interrupt__"]
-            for record in question.value["verdicts"]:
+            (request,) = question.value["action_requests"]  # one for each message
+            for record in request["args"]["verdicts"]:
                 verdict = Verdict.model_validate(record["verdict"])
-                print(f"{name}: {verdict.summary()}; a person says {ruling}")
-            state = graph.invoke(Command(resume=ruling), config)
+                print(f"{name}: {verdict.summary()}; a person says {decision}")
+            resume = {"decisions": [{"type": decision}]}
+            state = graph.invoke(Command(resume=resume), config)
         print(f"{name}: {state['messages'][-1].text}")
 
 
