@@ -7,7 +7,8 @@ written, so that a run that was ended goes on.
 
 A test with ``@pytest.mark.shows(column)`` gives the family that it runs on a cell. ``yes``: every
 such test passed. ``no`` with a number: it was skipped or is refused, for the reason told below the
-table. ``fails``: one of them failed. ``not tried``: there is none. No cell is written by hand.
+table; ``in part``: others passed. ``fails``: one of them failed. ``not tried``: there is none. No
+cell is written by hand.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _cell(cells: Cells, family: str, column: str, reasons: list[str]) -> str:
     reason = cells.why[family, column]
     if reason not in reasons:
         reasons.append(reason)
-    return f"no [{reasons.index(reason) + 1}]"
+    return f"{'in part' if 'passed' in found else 'no'} [{reasons.index(reason) + 1}]"
 
 
 def _why_not(kind: str) -> str:

@@ -121,6 +121,10 @@ def spread(model: Any) -> None:
         return {**found, **dict.fromkeys(own, FIRST)}
 
     dispatch_model(model, places(model, ""), main_device=FIRST, force_hooks=True)
+    for module in model.modules():  # dispatch_model leaves what belongs to no smaller module
+        for key, weight in list(module.named_parameters(recurse=False)):
+            if weight.device.type == "cpu":
+                setattr(module, key, torch.nn.Parameter(weight.to(FIRST)))
 
 
 @pytest.mark.shows("device map")
