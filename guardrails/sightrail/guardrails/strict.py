@@ -11,12 +11,19 @@ import pickle
 import re
 import uuid
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, SkipValidation
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    SkipValidation,
+    model_validator,
+)
 
 from .errors import ConfigurationError
-from .screening.asking import Detector, checked_detector
+from .screening.asking import Detector, check_categories, checked_detector
 
 
 class StrictModel(BaseModel):
@@ -35,6 +42,13 @@ class StrictModel(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         if cls.model_config.get("extra") != "forbid":
             raise TypeError(f'{cls.__name__} takes unknown fields; add extra="forbid" to its bases')
+
+    @model_validator(mode="after")
+    def _rules_of_categories_that_exist(self) -> Self:
+        detector, policy = getattr(self, "detector", None), getattr(self, "policy", None)
+        if detector is not None and policy is not None:
+            check_categories((detector,), policy)
+        return self
 
     def __getstate__(self) -> dict[Any, Any]:
         """All fields.

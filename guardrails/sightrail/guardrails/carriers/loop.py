@@ -20,7 +20,7 @@ from ..encoding import Encoding
 from ..errors import ImageRefused
 from ..intake import Limits, Picture, RequestReader
 from ..policy import LookAgain, Policy, Surface, apply_policy
-from ..screening.asking import LooksAgain, shown_to, wants_request
+from ..screening.asking import LooksAgain, check_categories, shown_to, wants_request
 from ..telemetry import LOGGER, record_verdicts, screening_span, tell
 from ..verdict import Box, NotInspected, Verdict
 from .carrier import Carrier, Encoded
@@ -202,6 +202,9 @@ class PictureLoop:
         surface: where what stands in no message or document came from.
         scaling: adds what a model will see to what is screened.
         on_verdict: see OnVerdict; what it raises ends the screening.
+
+    Raises:
+        ConfigurationError: the policy rules a category that no detector has.
     """
 
     detectors: Sequence[Detector]
@@ -212,6 +215,9 @@ class PictureLoop:
     surface: Surface = "user"
     scaling: Scaling | None = None
     on_verdict: OnVerdict | None = None
+
+    def __post_init__(self) -> None:
+        check_categories(self.detectors, self.policy)
 
     def screen(
         self, values: Sequence[Any], *, together: bool = False

@@ -80,6 +80,7 @@ class LocalLVLM:
     ) -> None:
         from ..intake import Limits
         from ..policy import Policy
+        from ..screening.asking import check_categories
 
         self.model = model
         self.processor = processor
@@ -87,6 +88,7 @@ class LocalLVLM:
         self.policy = policy or Policy()
         self.limits = limits or Limits()
         guards = build_stack(guardrails)
+        check_categories(guards.detectors, self.policy)
         self.guardrails: tuple[Guardrail, ...] = (*guards.detectors, *guards.inner)
         model = unwrapped(model)
         tower = None

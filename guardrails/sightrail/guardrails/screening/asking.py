@@ -11,6 +11,7 @@ from ..intake import Limits, Picture, PictureSource, read_picture
 from ..verdict import Verdict
 
 if TYPE_CHECKING:
+    from ..policy import Policy
     from ..verdict import Box
 
 
@@ -18,7 +19,9 @@ class Detector(Protocol):
     """Anything that looks at pictures: one verdict each, in order.
 
     A detector that also wants the words of the request says so by an attribute `wants_request` that
-    is True; the pictures it gets then have them (`Picture.request`).
+    is True; the pictures it gets then have them (`Picture.request`). One that knows all the
+    categories that its verdicts can name says so by an attribute `categories`; a policy that names
+    another is then refused.
     """
 
     def screen(self, images: Sequence[Picture], /) -> list[Verdict]:
@@ -65,6 +68,29 @@ def checked_detector(detector: Any) -> Detector:
         )
     valid: Detector = detector
     return valid
+
+
+def categories_of(detectors: Sequence[object]) -> frozenset[str] | None:
+    """All the categories that verdicts of these detectors can name; None where one does not say."""
+    known = [getattr(detector, "categories", None) for detector in detectors]
+    if not known or any(names is None for names in known):
+        return None
+    return frozenset(name for names in known for name in names or ())
+
+
+def check_categories(detectors: Sequence[object], policy: Policy) -> None:
+    """Make sure that a policy names categories that exist: a misspelt one would rule nothing.
+
+    Raises:
+        ConfigurationError: no detector can ever name one of them.
+    """
+    named = {name for rule in (policy, *policy.surfaces.values()) for name in rule.categories}
+    known = categories_of(detectors) if named else None
+    if known is not None and (strange := sorted(named - known)):
+        raise ConfigurationError(
+            f"The policy names {', '.join(map(repr, strange))}, and the detector has no such "
+            f"category. It has: {', '.join(sorted(known))}."
+        )
 
 
 def decoded(image: PictureSource | Picture, limits: Limits) -> Picture | Verdict:

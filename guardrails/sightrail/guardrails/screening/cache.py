@@ -19,7 +19,7 @@ from ..errors import ConfigurationError, ImageError
 from ..intake import Limits, Picture, PictureSource, read_picture
 from ..intake.pictures import pixel_digest
 from ..verdict import Box, Verdict
-from .asking import LooksAgain, checked_detector, shown_to, wants_request
+from .asking import LooksAgain, categories_of, checked_detector, shown_to, wants_request
 from .verdict_store import (
     ByteStore,
     KeyValueStore,
@@ -110,6 +110,11 @@ class CachedDetector:
     def wants_request(self) -> bool:
         """Whether the detector does."""
         return wants_request(self.detector)
+
+    @property
+    def categories(self) -> frozenset[str] | None:
+        """Those of the detector, where it says them."""
+        return categories_of((self.detector,))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _make, (self.detector, self._max_items, self._max_batch, self._store)

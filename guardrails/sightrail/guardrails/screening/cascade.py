@@ -12,7 +12,7 @@ from ..errors import ConfigurationError
 from ..guarantees import ALARMS, CONFIDENCE, guaranteed_threshold
 from ..intake import Limits, Picture, PictureSource
 from ..verdict import Region, Threshold, Verdict
-from .asking import Detector, checked_detector, decoded, shown_to, wants_request
+from .asking import Detector, categories_of, checked_detector, decoded, shown_to, wants_request
 from .calibration import scores_of
 
 __all__ = ["Band", "Cascade", "Together"]
@@ -68,6 +68,11 @@ class Cascade:
     def wants_request(self) -> bool:
         """Whether any of the two does."""
         return wants_request(self.first) or wants_request(self.then)
+
+    @property
+    def categories(self) -> frozenset[str] | None:
+        """Those of both, where both say them."""
+        return categories_of((self.first, self.then))
 
     def screen(self, images: Iterable[PictureSource | Picture]) -> list[Verdict]:
         """Look at pictures; the second detector gets the unsure ones in one call.
@@ -192,6 +197,11 @@ class Together:
     def wants_request(self) -> bool:
         """Whether any of them does."""
         return any(map(wants_request, self.detectors))
+
+    @property
+    def categories(self) -> frozenset[str] | None:
+        """Those of all, where all say them."""
+        return categories_of(self.detectors)
 
     def screen(self, images: Iterable[PictureSource | Picture]) -> list[Verdict]:
         """Look at pictures with one detector after the other.

@@ -106,6 +106,11 @@ class RiskDetector:
         )
 
     @property
+    def categories(self) -> frozenset[str]:
+        """The unsafe categories of its bank, which are all that its verdicts can name."""
+        return frozenset(self.concepts.unsafe)
+
+    @property
     def encoder_name(self) -> str:
         """What the encoder was asked for by."""
         return self.encoder.name

@@ -18,7 +18,7 @@ from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened,
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
-from sightrail.guardrails.screening.asking import Detector
+from sightrail.guardrails.screening.asking import Detector, check_categories
 from sightrail.guardrails.screening.cache import CachedDetector
 from sightrail.guardrails.verdict import Verdict
 from sightrail.runnables.screen_images import without_raise
@@ -114,6 +114,7 @@ class MessageScreen:
     def __post_init__(self) -> None:
         if not isinstance(self.detector, CachedDetector):
             self.detector = CachedDetector(self.detector)
+        check_categories((self.detector,), self.policy)
 
     def __call__(self, messages: Sequence[BaseMessage], *, all_open: bool = False) -> SeenMessages:
         """Screen a transcript with one call of the detector.

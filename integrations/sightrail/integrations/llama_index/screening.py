@@ -13,7 +13,7 @@ from sightrail.guardrails.carriers.loop import Framework, OnVerdict, PictureLoop
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy, Surface
-from sightrail.guardrails.screening.asking import Detector, checked_detector
+from sightrail.guardrails.screening.asking import Detector, check_categories, checked_detector
 
 from .events import report
 from .marks import is_refused, write_marker
@@ -53,7 +53,7 @@ class ImageScreen:
     reports: bool = True
 
     def __post_init__(self) -> None:
-        checked_detector(self.detector)
+        check_categories((checked_detector(self.detector),), self.policy)
 
     def screen(
         self, values: Sequence[Any], *, together: bool = False
