@@ -51,7 +51,7 @@ def chains(model: str, encoder: str) -> dict[str, Runnable[dict[str, str], str]]
     guarded = ChatLVLM(model=local, guardrails=[SafetyPrefix()])
     return {
         "bare": PROMPT | ChatLVLM(model=local) | StrOutputParser(),
-        "guarded": PROMPT | screen | guarded | StrOutputParser(),
+        "guarded": PROMPT | screen.guard(guarded) | StrOutputParser(),
     }
 
 

@@ -13,7 +13,7 @@ from transformers import LogitsProcessor
 from sightrail.guardrails import Limits, LocalLVLM
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.model.messages import Conversation, read_messages
-from sightrail.guardrails.model.pipeline import decode_conversation
+from sightrail.guardrails.model.screening_step import decode_conversation
 
 
 def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:

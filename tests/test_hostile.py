@@ -48,7 +48,11 @@ PEAK = 64 * MIB
 their copies while one picture of the largest size is read, digested and encoded anew."""
 
 BY_BYTES = [name for name in CARRIERS if name != "transformers image"]  # that one holds PIL
-BY_MEMORY = [name for name in (*BLOCKS, *NODES) if "path" not in name and "later" not in name]
+BY_MEMORY = [
+    name
+    for name in (*BLOCKS, *NODES)
+    if not any(word in name for word in ("path", "file url", "later"))
+]
 
 
 @st.composite
@@ -131,6 +135,9 @@ def test_hostile_pictures_end_in_a_verdict_at_length(request: Any) -> None:
 
 AS_DATA = {
     "TextBlock base64",
+    "TextBlock JSON",
+    "ToolCallBlock text",
+    "Document JSON",
     "Document that is a picture",
     "metadata base64",
     "Node text resource data",

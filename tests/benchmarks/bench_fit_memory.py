@@ -46,9 +46,9 @@ from sightrail.guardrails.casa.fit_rows import Batches, Row
 from sightrail.guardrails.casa.fit_settings import FitSettings
 from sightrail.guardrails.casa.training import CasaLearner
 from sightrail.guardrails.davsp import DavspSettings
-from sightrail.guardrails.davsp.border import AroundPicture
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
 from sightrail.guardrails.davsp.harmfulness import Direction
+from sightrail.guardrails.davsp.placement import AroundPicture
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader
 from sightrail.guardrails.fitting import Resources

@@ -22,8 +22,8 @@ from PIL import Image
 from rich.progress import Progress as Bar
 
 from sightrail.guardrails import LocalLVLM, SafetyPrefix
-from sightrail.guardrails.davsp.border import OverPicture, levels_to_pixels
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss, find_direction, fit_davsp
+from sightrail.guardrails.davsp.placement import OverPicture, levels_to_pixels
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import Reader, prepare_requests
 from sightrail.guardrails.fitting.run import FitRun

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from sightrail.guardrails import Limits, LocalLVLM, SafetyPrefix, VisualSafetyPrompt
 from sightrail.guardrails.datasets import Example
-from sightrail.guardrails.davsp.border import levels_to_pixels, picture_to_levels
+from sightrail.guardrails.davsp.placement import levels_to_pixels, picture_to_levels
 from sightrail.guardrails.davsp.preprocess import (
     DifferentiablePreprocessing,
     whole_levels,
@@ -30,7 +30,7 @@ from sightrail.guardrails.davsp.preprocess import (
 from sightrail.guardrails.davsp.requests import Reader
 from sightrail.guardrails.evaluation.statistics import wilson
 from sightrail.guardrails.model.messages import read_messages
-from sightrail.guardrails.model.pipeline import decode_conversation
+from sightrail.guardrails.model.screening_step import decode_conversation
 from sightrail.testbed.conversations import Conversation
 from sightrail.testbed.judge import exact_judgement
 from sightrail.testbed.phrasing import steps as complying

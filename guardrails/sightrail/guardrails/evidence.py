@@ -23,8 +23,8 @@ from .fitting.artifacts import Artifact, Manifest, ModelIdentity, load_artifact,
 from .guarantees import ALARMS, CONFIDENCE, conformal_p_value, guaranteed_threshold
 from .model.answers import Answer, Usage
 from .model.messages import Conversation, ImagePart, Messages, read_messages
-from .model.pipeline import screen_conversation
 from .model.preprocessing import seen_by
+from .model.screening_step import screen_conversation
 from .model.stack import build_stack
 from .model.stopping import in_thread
 from .policy import Policy

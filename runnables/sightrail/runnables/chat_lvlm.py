@@ -22,7 +22,7 @@ from pydantic import AliasChoices, Field, PrivateAttr
 
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits
-from sightrail.guardrails.model.pipeline import ScreenedConversation
+from sightrail.guardrails.model.screening_step import ScreenedConversation
 from sightrail.guardrails.model.wrapper import LocalModelFields
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.strict import fingerprint

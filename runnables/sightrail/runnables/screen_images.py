@@ -113,7 +113,8 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
         """
         parts = [_turns(request) for request in requests]
         earlier = [past for past, _ in parts if past]
-        outcomes = self.screen([newest for _, newest in parts] + earlier)
+        whole = [*requests, *(r for r, (past, _) in zip(requests, parts, strict=True) if past)]
+        outcomes = self._loop.screen([newest for _, newest in parts] + earlier, requests=whole)
         pasts = iter(outcomes[len(parts) :])
         return [
             self._joined(request, past, next(pasts), newest, outcome) if past else outcome

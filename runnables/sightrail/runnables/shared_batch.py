@@ -8,7 +8,7 @@ from collections.abc import Callable
 from langchain_core.outputs import ChatResult
 
 from sightrail.guardrails.errors import SightrailError
-from sightrail.guardrails.model.pipeline import ScreenedConversation
+from sightrail.guardrails.model.screening_step import ScreenedConversation
 
 
 class SharedBatch:

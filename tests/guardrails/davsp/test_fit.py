@@ -22,7 +22,6 @@ from sightrail.guardrails import (
     VisualSafetyPrompt,
 )
 from sightrail.guardrails.davsp import DavspSettings
-from sightrail.guardrails.davsp.border import AroundPicture, OverPicture
 from sightrail.guardrails.davsp.fit import (
     BorderLearner,
     BorderLoss,
@@ -33,6 +32,7 @@ from sightrail.guardrails.davsp.fit import (
     train_border,
 )
 from sightrail.guardrails.davsp.harmfulness import Direction
+from sightrail.guardrails.davsp.placement import AroundPicture, OverPicture
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader, with_answers
 from sightrail.guardrails.fitting import Example, FitData

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lvlm_helpers import picture
-from sightrail.guardrails.davsp.border import picture_to_levels
+from sightrail.guardrails.davsp.placement import picture_to_levels
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing, whole_levels
 from sightrail.guardrails.errors import UnsupportedModelError
 from sightrail.testbed import model_path

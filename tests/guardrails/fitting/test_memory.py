@@ -21,9 +21,9 @@ from repository import environment
 from sightrail.guardrails import AttentiveCalibration, Example, FitData, LocalLVLM, fit
 from sightrail.guardrails.casa.fit_settings import FitSettings
 from sightrail.guardrails.davsp import DavspSettings
-from sightrail.guardrails.davsp.border import AroundPicture
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
 from sightrail.guardrails.davsp.harmfulness import Direction
+from sightrail.guardrails.davsp.placement import AroundPicture
 from sightrail.guardrails.davsp.preprocess import DifferentiablePreprocessing
 from sightrail.guardrails.davsp.requests import PictureRequest, Reader
 from sightrail.guardrails.errors import ConfigurationError, FitMemoryError

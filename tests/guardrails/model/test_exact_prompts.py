@@ -15,8 +15,8 @@ from sightrail.guardrails.model import LocalLVLM
 from sightrail.guardrails.model.families import context_length, image_token_ids
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.model.messages import read_messages
-from sightrail.guardrails.model.pipeline import decode_conversation
 from sightrail.guardrails.model.prompt import PromptBuilder
+from sightrail.guardrails.model.screening_step import decode_conversation
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
 from tiny_models import Pair, every_family, tiny
 

@@ -35,6 +35,7 @@ from lvlm_helpers import WatchedLVLM
 from sightrail.guardrails import (
     ConfigurationError,
     ImageRefused,
+    Limits,
     ModelLoadError,
     Moras,
     Policy,
@@ -48,7 +49,8 @@ from sightrail.integrations.llama_index import LVLM, ImageScreen
 from tiny_models import tiny
 
 REFUSE = Policy(on_flagged="refuse", refusal="Not this picture.")
-TEXTS = {"TextBlock data url", "TextBlock base64"}
+#: What is a picture to a reader of text alone: to a model it is text.
+TEXTS = {name for name in BLOCKS if name.startswith(("TextBlock", "ToolCallBlock", "Thinking"))}
 
 
 @pytest.fixture
@@ -119,8 +121,10 @@ async def test_every_way_refuses_what_cannot_be_looked_at(llm: LVLM, local: Watc
 
 
 async def test_prompts_without_roles_take_pictures_beside_them(
-    llm: LVLM, local: WatchedLVLM, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
+    local = WatchedLVLM(*tiny("llava"), limits=Limits(folders=(tmp_path,)))
+    llm = LVLM(model=local)
     beside = [
         ImageDocument(image_path=str(file_of(CLEAN, tmp_path))),
         NodeWithScore(node=ImageNode(image=text64(CLEAN))),
@@ -142,9 +146,9 @@ async def test_prompts_without_roles_take_pictures_beside_them(
 
 
 @pytest.mark.parametrize("carrier", sorted(set(BLOCKS) - TEXTS))
-def test_the_model_is_shown_the_very_pixels(
-    carrier: str, llm: LVLM, local: WatchedLVLM, tmp_path: Path
-) -> None:
+def test_the_model_is_shown_the_very_pixels(carrier: str, tmp_path: Path) -> None:
+    local = WatchedLVLM(*tiny("llava"), limits=Limits(folders=(tmp_path,)))
+    llm = LVLM(model=local)
     llm.chat([ChatMessage(blocks=[BLOCKS[carrier](CLEAN, tmp_path)])])
     assert same(local.shown[-1].images, clean_picture())
 

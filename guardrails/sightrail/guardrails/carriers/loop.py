@@ -220,19 +220,24 @@ class PictureLoop:
         check_categories(self.detectors, self.policy)
 
     def screen(
-        self, values: Sequence[Any], *, together: bool = False
+        self,
+        values: Sequence[Any],
+        *,
+        together: bool = False,
+        requests: Sequence[Any] | None = None,
     ) -> list[Screened | ImageRefused]:
         """Screen several values with one call of each detector.
 
         Args:
             values: anything the framework's walk can look into; nothing in them is changed.
             together: the limits on one request hold for all values, not for each.
+            requests: of which each value is a part, for detectors that want a request's words.
 
         Returns:
             One outcome per value, in order; ImageRefused where the policy's action is ``raise``.
         """
         found = [self.framework.carriers(value, self.surface) for value in values]
-        words = list(map(words_in, values)) if self.wants_request else ()
+        words = list(map(words_in, requests or values)) if self.wants_request else ()
         looks = self.look(found, together=together, words=words)
         outcomes = [self._put_back(value, look) for value, look in zip(values, looks, strict=True)]
         verdicts = [verdict for look in looks for verdict in look.verdicts]

@@ -18,8 +18,8 @@ from ..fitting.memory import ScaledGradients, added, frozen, in_pieces, layers_c
 from ..fitting.run import FitRun
 from ..model.messages import Conversation
 from ..progress import Progress, silent
-from .border import AroundPicture, Placement, levels_to_pixels
 from .harmfulness import Direction, choose_direction, hinge
+from .placement import AroundPicture, Placement, levels_to_pixels
 from .preprocess import DifferentiablePreprocessing
 from .report import measure_held_out
 from .requests import TOGETHER, PictureRequest, Reader, prepare_requests, with_pixels

@@ -18,8 +18,8 @@ from ..errors import ConfigurationError, ImageError
 from ..intake import Limits
 from ..model.families import context_length, image_token_ids
 from ..model.messages import Conversation, read_messages
-from ..model.pipeline import decode_conversation
 from ..model.prompt import PromptBuilder
+from ..model.screening_step import decode_conversation
 from ..progress import Progress
 from .artifacts import Artifact, Manifest, identify
 from .contract import FitData

@@ -25,9 +25,10 @@ from .gathering import Gathering, Place
 from .grammar import ResponseFormat, read_response_format
 from .loading import load_model
 from .messages import Conversation, GenerationOptions, Messages, read_messages, read_options
-from .pipeline import Pipeline, decode_conversation
+from .pipeline import Pipeline
 from .preprocessing import seen_by
 from .prompt import PromptBuilder, tokenizer_lock
+from .screening_step import decode_conversation
 from .stack import build_stack
 from .stopping import StreamCancel, in_thread, stream_in_thread
 from .tools import ToolChoice, ToolSource, read_tool_choice, read_tools

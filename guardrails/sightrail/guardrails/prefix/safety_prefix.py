@@ -114,7 +114,7 @@ class SafetyPrefix:
     def interventions(self, prompt: Prompt, host: Host) -> Interventions:
         """The calibration's attention edits; nothing without an effective calibration."""
         from ..model.interventions import Interventions
-        from .attentive_calibration import calibration_edits
+        from .instruction_rows import calibration_edits
 
         if "attention" not in self.needs or self.calibration is None:
             return Interventions()

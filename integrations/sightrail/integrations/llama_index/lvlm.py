@@ -28,7 +28,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.guardrails.model.pipeline import ScreenedConversation
+from sightrail.guardrails.model.screening_step import ScreenedConversation
 from sightrail.guardrails.model.wrapper import LocalModelFields
 from sightrail.guardrails.verdict import Verdict
 

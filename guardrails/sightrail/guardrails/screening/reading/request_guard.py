@@ -92,7 +92,7 @@ class RequestGuard:
         return [self._verdict(found.get(row, _NOTHING_SAID)) for row in range(len(texts))]
 
     def _seen(self, conversation: Conversation) -> tuple[Verdict, ...]:
-        from ...model.pipeline import screen_conversation
+        from ...model.screening_step import screen_conversation
 
         return screen_conversation(
             conversation, self.detectors, self.policy, self.limits, lambda image: ()
