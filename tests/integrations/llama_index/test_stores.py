@@ -222,12 +222,10 @@ def test_clean_pictures_keep_their_bytes_and_others_get_the_chosen_form(tmp_path
 def test_two_workers_ingest_and_the_result_is_persisted(
     documents: list[Any], tmp_path: Path
 ) -> None:
-    pipeline = IngestionPipeline(
-        transformations=[SentenceSplitter(), guard(RedDetector()), EMBEDDING]
-    )
+    pipeline = IngestionPipeline(transformations=[guard(RedDetector()), EMBEDDING])
     nodes = pipeline.run(documents=documents, num_workers=2)
     assert [read_marker(n).verdicts[0].action for n in nodes] == ["allow", "mask"]  # type: ignore
     pipeline.persist(str(tmp_path / "pipeline"))
-    again = IngestionPipeline(transformations=[SentenceSplitter(), guard(RedDetector()), EMBEDDING])
+    again = IngestionPipeline(transformations=[guard(RedDetector()), EMBEDDING])
     again.load(str(tmp_path / "pipeline"))
     assert len(again.run(documents=documents)) == 2
