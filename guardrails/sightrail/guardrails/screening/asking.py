@@ -11,7 +11,7 @@ from ..intake import Limits, Picture, PictureSource, read_picture
 from ..verdict import Verdict
 
 if TYPE_CHECKING:
-    from ..policy import Policy
+    from ..policy import Policy, SurfaceRules
     from ..verdict import Box
 
 
@@ -84,7 +84,8 @@ def check_categories(detectors: Sequence[object], policy: Policy) -> None:
     Raises:
         ConfigurationError: no detector can ever name one of them.
     """
-    named = {name for rule in (policy, *policy.surfaces.values()) for name in rule.categories}
+    rules: tuple[Policy | SurfaceRules, ...] = (policy, *policy.surfaces.values())
+    named = {name for rule in rules for name in rule.categories}
     known = categories_of(detectors) if named else None
     if known is not None and (strange := sorted(named - known)):
         raise ConfigurationError(
