@@ -96,7 +96,6 @@ def test_clean_pictures_pass_with_their_verdict() -> None:
 def test_masked_pictures_are_what_the_model_sees() -> None:
     recorder = Recorder()
     image = bright()
-    image.paste("gray", (20, 0, 23, 30))  # what lies around the region, and covers it
     answer = guarded(Policy(on_flagged="mask"), BrightDetector(), recorder).chat(
         user("What?", image), **SHORT
     )
@@ -104,7 +103,7 @@ def test_masked_pictures_are_what_the_model_sees() -> None:
     assert pixels[..., :10].mean() < pixels[..., -10:].mean()
     assert [v.action for v in answer.verdicts] == ["mask"]
     assert not answer.refused
-    assert np.asarray(image)[:, :20].min() == 255, "the caller's picture is left as it was"
+    assert np.asarray(image).min() == 255, "the caller's picture is left as it was"
 
 
 def test_the_model_sees_the_pixels_that_were_screened() -> None:

@@ -128,10 +128,7 @@ def summarise(boxes: Sequence[Box], risk: NDArray[np.float32], size: tuple[int, 
 
 
 FILL: Final = (123, 117, 104)
-"""The colour that CLIP's normalisation maps to zero, where nothing but covers is left."""
-
-_AROUND: Final = 1 / 16
-"""How far around a cover its colour is taken from, as a share of the picture's shorter side."""
+"""The colour that CLIP's normalisation maps to zero: the paper sets masked patches to x := 0."""
 
 _COARSE: Final = 2
 """Colours along a side of a blurred region. Of a thing that fills the region no shape is left in so
@@ -154,40 +151,27 @@ def cover_regions(
 ) -> Image.Image:
     """A copy of the picture with every region covered (GuardAlign, sec. 3.1: x^m := 0).
 
-    The paper sets masked patches to zero, a flat grey. To an encoder flat grey in the middle of a
-    picture is a thing of its own, which fits some unsafe text better than any benign one about as
-    often as not; so `fill` takes the colour of what lies around instead, which says as little.
+    The paper sets masked patches to zero, a flat grey. The colour of what lies around was tried:
+    the encoder flags fewer of such covers, but the testbed's model, which sees nothing there, makes
+    something up. Asked about 60 masked objects and 60 masked words (calibration split, seed 11) it
+    spoke of some unsafe thing in 17 and 46 answers; with grey covers in 3 and 1.
 
     Args:
         image: RGB; not changed.
         regions: boxes in this picture's pixels.
-        how: `fill` paints one colour, the median of what lies around and is not covered itself;
-            `blur` replaces the region by its own coarse colours.
+        how: `fill` paints FILL, `blur` replaces the region by its own coarse colours.
         margin: how far beyond each region to cover, as a share of the picture's shorter side.
     """
     covered = image.copy()
-    boxes = [with_margin(region.box, image.size, margin) for region in regions]
-    for box in boxes:
+    for region in regions:
+        box = with_margin(region.box, image.size, margin)
         if how == "fill":
-            covered.paste(_colour_around(image, box, boxes), box)
+            covered.paste(FILL, box)
             continue
         part = image.crop(box)
         colours = part.resize((_COARSE, _COARSE), Image.Resampling.BOX)
         covered.paste(colours.resize(part.size, Image.Resampling.BILINEAR), box)
     return covered
-
-
-def _colour_around(image: Image.Image, box: Box, boxes: Sequence[Box]) -> tuple[int, ...]:
-    """The median colour of the frame around a box, without what other boxes cover."""
-    frame = with_margin(box, image.size, max(_AROUND, 1 / min(image.size)))
-    left, top = frame[:2]
-    seen = np.ones((frame[3] - top, frame[2] - left), dtype=bool)
-    for a, b, c, d in boxes:
-        seen[max(0, b - top) : max(0, d - top), max(0, a - left) : max(0, c - left)] = False
-    if not seen.any():
-        return FILL
-    colours = np.asarray(image.crop(frame))[seen]
-    return tuple(int(value) for value in np.median(colours, axis=0))
 
 
 def with_margin(box: Box, size: tuple[int, int], margin: float = MARGIN) -> Box:
