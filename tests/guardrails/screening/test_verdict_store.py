@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from langchain_core.stores import InMemoryByteStore
@@ -24,7 +25,10 @@ from sightrail.guardrails.screening.verdict_store import identity_of, store_key
 from sightrail.guardrails.testing import StubDetector
 from sightrail.guardrails.verdict import NotInspected
 
-PICTURES = [Image.effect_noise((24, 24 + n), 60).convert("RGB") for n in range(3)]
+NOISE = np.random.default_rng(0)  # Pillow's noise would be another in a process that spawns
+PICTURES = [
+    Image.fromarray(NOISE.integers(0, 256, (24 + n, 24, 3)).astype(np.uint8)) for n in range(3)
+]
 PLACES: dict[str, Callable[[Path], Any]] = {
     "file": lambda folder: folder / "verdicts.sqlite",
     "text": lambda folder: str(folder / "verdicts.sqlite"),
