@@ -36,7 +36,6 @@ PUBLIC = {
         "Gathering",
         "ImageError",
         "ImageRefused",
-        "JointDecision",
         "JudgeDetector",
         "Lexicon",
         "Limits",

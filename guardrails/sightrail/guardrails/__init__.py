@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         SightrailError,
         UnsupportedModelError,
     )
-    from .evidence import Evidence, JointDecision
+    from .evidence import Evidence
     from .fitting import FitData, Fitted, fit
     from .intake import Limits, Picture, RemotePolicy, read_picture
     from .judging import Endpoint, EndpointJudge, LocalJudge
@@ -78,7 +78,6 @@ _HOME: Final = {
     "Gathering": "model",
     "ImageError": "errors",
     "ImageRefused": "errors",
-    "JointDecision": "evidence",
     "JudgeDetector": "screening",
     "Lexicon": "screening",
     "Limits": "intake",
@@ -138,7 +137,6 @@ __all__ = [
     "Gathering",
     "ImageError",
     "ImageRefused",
-    "JointDecision",
     "JudgeDetector",
     "Lexicon",
     "Limits",

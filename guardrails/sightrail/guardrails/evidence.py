@@ -3,41 +3,29 @@
 A stack whose parts decide each by itself adds up their false alarms. Here each part gives a p-value
 ("how often does a benign request score this high"), the p-values are merged by a rule that holds
 however the parts depend on each other, and the merged risk gets one threshold with one promise.
-What is masked, steered or refused follows from that risk: see :class:`JointDecision`.
+What is masked, steered or refused follows from that risk: see `model.joint_decision`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from .errors import ConfigurationError, RequestRefused
+from .errors import ConfigurationError
 from .fitting.artifacts import Artifact, Manifest, ModelIdentity, load_artifact, save_artifact
 from .guarantees import ALARMS, CONFIDENCE, conformal_p_value, guaranteed_threshold
-from .model.answers import Answer, Usage
-from .model.messages import Conversation, ImagePart, Messages, read_messages
-from .model.preprocessing import seen_by
-from .model.screening_step import screen_conversation
-from .model.stack import build_stack
-from .model.stopping import in_thread
-from .policy import Policy
-from .verdict import Action, NotInspected, Threshold, Verdict
+from .verdict import NotInspected, Threshold, Verdict
 
-if TYPE_CHECKING:
-    from .model import LocalLVLM
-
-__all__ = ["Evidence", "JointDecision", "merge_p_values"]
+__all__ = ["Evidence", "merge_p_values"]
 
 Rule = Literal["bonferroni", "average", "geometric"]
 NAME: Final = "evidence"
-_FINISHED: Final = ("clean", "flagged")
+FINISHED: Final = ("clean", "flagged")
 
 
 def merge_p_values(
@@ -124,8 +112,12 @@ class Evidence(BaseModel):
         """
         scored = [part_scores(verdicts) for verdicts in benign]
         names = sorted({name for scores in scored for name in scores})
-        if not names:
-            raise ConfigurationError("No verdict has a score; evidence needs parts that have.")
+        told = {_part(v) for verdicts in benign for v in verdicts if v.status in FINISHED}
+        if not names or told - {*names}:
+            raise ConfigurationError(
+                f"No verdict of {', '.join(sorted(told - {*names})) or 'any part'} has a score; "
+                "evidence needs parts that have, and benign requests that let them have one."
+            )
         known = dict.fromkeys(names, 1.0) if weights is None else dict(weights)
         if sorted(known) != names or not all(value > 0 for value in known.values()):
             raise ConfigurationError(f"weights are for {sorted(known)}; the parts are {names}")
@@ -227,7 +219,7 @@ class Evidence(BaseModel):
             pictures: whether the request shows any; None takes it from the verdicts.
         """
         scores = part_scores(verdicts)
-        missing = [verdict for verdict in verdicts if verdict.status not in _FINISHED]
+        missing = [verdict for verdict in verdicts if verdict.status not in FINISHED]
         gaps = tuple(dict.fromkeys(gap for v in verdicts for gap in v.not_inspected))
         if missing:
             return Verdict(
@@ -241,7 +233,7 @@ class Evidence(BaseModel):
         wanted = self.weights.keys() if pictures else self.weights.keys() - set(self.pictures)
         if silent := sorted(wanted - {_part(verdict) for verdict in verdicts}):
             return Verdict.failed_request(NAME, f"no word from {', '.join(silent)}")
-        if strange := sorted(scores.keys() - self.weights.keys()):
+        if strange := sorted({_part(verdict) for verdict in verdicts} - self.weights.keys()):
             return Verdict.failed_request(NAME, f"no evidence was fitted for {', '.join(strange)}")
         risk = self.risk(scores)
         verdict = Verdict.on_request(
@@ -259,226 +251,18 @@ class Evidence(BaseModel):
 
 
 def part_scores(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """The highest score of every part that has one, by its name."""
+    """The highest score of every part that has one, by its name.
+
+    A part that flags without a score is as sure as one can be.
+    """
     found: dict[str, float] = {}
     for verdict in verdicts:
-        if verdict.score is not None and verdict.status in _FINISHED:
+        score = math.inf if verdict.score is None and verdict.status == "flagged" else verdict.score
+        if score is not None and verdict.status in FINISHED:
             name = _part(verdict)
-            found[name] = max(verdict.score, found.get(name, verdict.score))
+            found[name] = max(score, found.get(name, score))
     return found
 
 
 def _part(verdict: Verdict) -> str:
     return verdict.guardrail or "screening"
-
-
-@dataclass(frozen=True)
-class JointDecision:
-    """A local model whose guardrails give evidence and do not decide: one decision from all.
-
-    The parts look at a request as they do in a stack. Where the merged risk stays below the
-    threshold, the bare model answers: a benign answer is the bare model's, token for token. Where
-    it does not, what can be covered is covered, and the whole is judged again:
-
-    - masked and steered: a detector that flags a picture says where, the policy masks, and what is
-      left of the request is below the threshold. The model answers about the masked picture, and
-      ``Moras``, if it is among the parts, steers the answer by the risk that it still reads;
-    - refused: everything else, with the policy's text. A model that declines in its own words may
-      begin with an apology and go on to comply, so nobody relies on that here.
-
-    Answers like a LocalLVLM (`chat`, `batch`), and stands in `RefusalGate` where one stands: what
-    it lets through is then answered by whatever is behind the gate.
-
-    Attributes:
-        model: a LocalLVLM with the parts as guardrails, under a policy that only monitors.
-        evidence: fitted to the verdicts of this model.
-        policy: what a finding leads to (`on_flagged` and `mask` for pictures, `on_unsafe_request`,
-            `on_error`, `on_not_inspected`).
-
-    Raises:
-        ConfigurationError: the model's policy decides by itself.
-        ArtifactError: the evidence was fitted on another model.
-    """
-
-    model: LocalLVLM
-    evidence: Evidence
-    policy: Policy = field(default_factory=Policy)
-
-    def __post_init__(self) -> None:
-        """Make sure that the parts only tell, and about the right model."""
-        if not self.model.policy.monitor:
-            raise ConfigurationError(
-                "The parts would each decide by themselves: give the model Policy(monitor=True)."
-            )
-        if self.evidence.base is not None:
-            self.evidence.artifact.require_model(self.model.model, self.model.name)
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-        return self.model.name
-
-    @property
-    def guardrails(self) -> tuple[Any, ...]:
-        """What gives evidence."""
-        return tuple(self.model.guardrails)
-
-    def with_guardrails(self, guardrails: Sequence[Any], **settings: Any) -> JointDecision:
-        """The same with other guardrails or limits."""
-        return replace(self, model=self.model.with_guardrails(guardrails, **settings))
-
-    def chat(self, messages: Messages, **options: Any) -> Answer:
-        """Answer one conversation; as ``LocalLVLM.chat``."""
-        return self.batch([messages], **options)[0]
-
-    async def achat(self, messages: Messages, **options: Any) -> Answer:
-        """`chat` in a thread of its own."""
-        return await in_thread(partial(self.chat, messages, **options))
-
-    def batch(self, messages: Sequence[Messages], **options: Any) -> list[Answer]:
-        """Answer several conversations; as ``LocalLVLM.batch``.
-
-        Raises:
-            RequestRefused: the policy asks for an exception.
-        """
-        looks = self._look(messages, masks=True)
-        for looked in looks:
-            if looked.action == "raise":
-                told = looked.verdicts[-1].summary()
-                raise RequestRefused(
-                    f"The policy refuses this request: {told}", verdicts=looked.verdicts
-                )
-        answers: dict[int, Answer] = {}
-        for action, model in (("allow", self._bare), ("mask", self._steering)):
-            asked = {
-                row: looked.conversation
-                for row, looked in enumerate(looks)
-                if looked.action == action and looked.conversation is not None
-            }
-            if asked:
-                made = model.batch(list(asked.values()), **options)
-                answers |= zip(asked, made, strict=True)
-        return [self._answer(looked, answers.get(row)) for row, looked in enumerate(looks)]
-
-    def assess_batch(self, messages: Sequence[Messages]) -> list[tuple[Verdict, ...]]:
-        """The verdicts of all parts on each request, then the one decision, with its action."""
-        return [looked.verdicts for looked in self._look(messages, masks=False)]
-
-    # Looking
-
-    def _look(self, messages: Sequence[Messages], *, masks: bool) -> list[_Looked]:
-        looks = self._judged([read_messages(asked) for asked in messages])
-        if not masks or self.policy.monitor:
-            return looks
-        masked = {row: c for row, look in enumerate(looks) if (c := self._masked(look))}
-        for row, again in zip(masked, self._judged(list(masked.values())), strict=True):
-            if again.action == "allow":
-                verdicts = (*looks[row].verdicts[:-1], again.verdicts[-1].taken("mask"))
-                looks[row] = _Looked(again.conversation, verdicts)
-        return looks
-
-    def _judged(self, conversations: Sequence[Conversation]) -> list[_Looked]:
-        """Every part's verdicts and the decision; the conversations with their pictures decoded."""
-        looks = [self._screened(conversation) for conversation in conversations]
-        rows = [row for row, look in enumerate(looks) if look.conversation is not None]
-        asked = [c for row in rows if (c := looks[row].conversation) is not None]
-        inside = self._inside.assess_batch(asked) if self._inside.guardrails and asked else ()
-        for row, verdicts in zip(rows, inside or [()] * len(rows), strict=True):
-            looks[row] = replace(looks[row], verdicts=(*looks[row].verdicts, *verdicts))
-        shown = [bool(conversation.image_parts) for conversation in conversations]
-        return [
-            replace(look, verdicts=(*_told(look.verdicts), self._decided(look, pictures)))
-            for look, pictures in zip(looks, shown, strict=True)
-        ]
-
-    def _screened(self, conversation: Conversation) -> _Looked:
-        found = screen_conversation(
-            conversation, self._detectors, self.model.policy, self.model.limits, self._scaling
-        )
-        return _Looked(found.conversation, found.verdicts)
-
-    def _masked(self, looked: _Looked) -> Conversation | None:
-        """The conversation with what the detectors point at covered; None where that is nothing."""
-        verdict = looked.verdicts[-1]
-        if verdict.status != "flagged" or looked.conversation is None:
-            return None
-        pointing = self._pointing(looked.verdicts)
-        if not pointing:
-            return None
-        found = screen_conversation(
-            looked.conversation, pointing, self.policy, self.model.limits, self._scaling
-        )
-        if found.conversation is None:
-            return None
-        parts = [
-            ImagePart(part.screened, part.surface) if part.screened is not None else part
-            for part in found.conversation.image_parts
-        ]
-        return found.conversation.with_images(parts)
-
-    def _pointing(self, verdicts: Sequence[Verdict]) -> list[Any]:
-        """The detectors that flag a picture of this request and say where."""
-        told = [verdict for verdict in verdicts if verdict.subject == "picture"]
-        count = len(self._detectors)  # of each picture every detector has told, in their order
-        return [
-            detector
-            for number, detector in enumerate(self._detectors)
-            if any(v.status == "flagged" and v.regions for v in told[number::count])
-        ]
-
-    # Deciding
-
-    def _decided(self, looked: _Looked, pictures: bool) -> Verdict:
-        verdict = self.evidence.judge(looked.verdicts, pictures=pictures)
-        if verdict.status == "flagged":
-            wanted = self.policy.request_action
-            action: Action = "refuse" if wanted == "decline" else wanted
-            return verdict.taken(action)
-        return verdict.taken(self.policy.decide(verdict))
-
-    def _answer(self, looked: _Looked, made: Answer | None) -> Answer:
-        if made is None:
-            text = self.policy.refusal_for(looked.verdicts[-1:])
-            return Answer(text, True, looked.verdicts, Usage(0, 0), "refused")
-        return replace(made, verdicts=looked.verdicts)
-
-    # The same model, otherwise guarded
-
-    @cached_property
-    def _detectors(self) -> Sequence[Any]:
-        return build_stack(self.model.guardrails).detectors
-
-    @cached_property
-    def _inside(self) -> LocalLVLM:
-        return self.model.with_guardrails(build_stack(self.model.guardrails).inner)
-
-    @cached_property
-    def _bare(self) -> LocalLVLM:
-        return self.model.with_guardrails([], policy=self.policy)
-
-    @cached_property
-    def _steering(self) -> LocalLVLM:
-        from .moras import Moras
-
-        steers = [guard for guard in self.model.guardrails if isinstance(guard, Moras)]
-        return self.model.with_guardrails(steers, policy=self.policy)
-
-    def _scaling(self, image: Any) -> tuple[Any, ...]:
-        return seen_by(self.model.processor, image)
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """A request on its way: what the model may see, and what was found; the decision comes last."""
-
-    conversation: Conversation | None
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def action(self) -> Action | None:
-        return self.verdicts[-1].action
-
-
-def _told(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Verdicts that gave evidence and decided nothing."""
-    return tuple(verdict.taken("allow") for verdict in verdicts)

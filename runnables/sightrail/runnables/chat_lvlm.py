@@ -117,9 +117,11 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
             guardrails = () if local is None else local.guardrails
         policy = self.policy or (Policy() if local is None else local.policy)
         limits = self.limits or (Limits() if local is None else local.limits)
+        evidence = getattr(local, "evidence", None)
         return {
             "model_name": self._model_name,
             "guardrails": [fingerprint(guardrail) for guardrail in guardrails],
+            "evidence": None if evidence is None else fingerprint(evidence),
             "policy": policy.model_dump(mode="json"),
             "limits": limits.model_dump(mode="json"),
             "device": str(self.device),

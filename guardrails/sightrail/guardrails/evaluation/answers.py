@@ -8,13 +8,12 @@ from itertools import groupby, islice
 from typing import Any, Final
 
 from ..errors import ImageError, PromptError
-from ..model import Answer
+from ..model import Answer, LocalLVLM
 from ..screening.asking import Detector
 from ..verdict import Verdict
 from .items import Item
 from .judge import REFUSED, Judge, Judgement
 from .ledger import Record
-from .stacks import Guarded
 
 CHUNK: Final = 25
 MAX_NEW_TOKENS: Final = 48
@@ -27,7 +26,9 @@ def chunked(items: Iterable[Item]) -> Iterator[list[Item]]:
             yield chunk
 
 
-def ask(lvlm: Guarded, items: Sequence[Item], max_new_tokens: int = MAX_NEW_TOKENS) -> list[Record]:
+def ask(
+    lvlm: LocalLVLM, items: Sequence[Item], max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Record]:
     """The model's answers, greedy, as records.
 
     An item that cannot be asked (its picture is broken, its prompt too long) has an ``error`` in
@@ -74,7 +75,7 @@ def judged(records: Sequence[Record], items: Sequence[Item], judge: Judge) -> li
     ]
 
 
-def _answers(lvlm: Guarded, items: Sequence[Item], most: int) -> list[Answer | str]:
+def _answers(lvlm: LocalLVLM, items: Sequence[Item], most: int) -> list[Answer | str]:
     try:
         messages = [item.messages() for item in items]
         return list(lvlm.batch(messages, max_new_tokens=most))

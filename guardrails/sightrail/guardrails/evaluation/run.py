@@ -35,7 +35,6 @@ from .stacks import (
     SEEN_PICTURES,
     Artifacts,
     Blind,
-    Guarded,
     Supplies,
     artifacts_for,
     build_stack,
@@ -219,7 +218,7 @@ class _AtWork:
         return CachedDetector(self.detector, max_items=SEEN_PICTURES)
 
     @cached_property
-    def stacks(self) -> dict[str, Guarded]:
+    def stacks(self) -> dict[str, LocalLVLM]:
         """By name."""
         return self._built(self.shared)
 
@@ -234,7 +233,7 @@ class _AtWork:
         built = self._built(self.detector)
         return timing_rows(built, self.detector, timed, lambda count: tick("timing", count))
 
-    def _built(self, detector: Detector) -> dict[str, Guarded]:
+    def _built(self, detector: Detector) -> dict[str, LocalLVLM]:
         supplies = Supplies(detector, self.found, calibration_for(self.model), self.encoder)
         return {name: guarded(name, self.bare, supplies) for name in self.names}
 

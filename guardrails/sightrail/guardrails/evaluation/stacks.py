@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from ..embedded import TESTBED, embedded_module
 from ..errors import ConfigurationError
@@ -15,11 +15,8 @@ from ..screening.asking import Detector
 from ..screening.cache import CachedDetector
 
 if TYPE_CHECKING:
-    from ..evidence import Evidence, JointDecision
+    from ..evidence import Evidence
     from ..model import LocalLVLM
-
-Guarded: TypeAlias = "LocalLVLM | JointDecision"
-"""What is evaluated."""
 
 BARE: Final = "bare"
 ALL: Final = "all"
@@ -222,7 +219,7 @@ def default_stacks(artifacts: Artifacts, encoder: str = TESTBED) -> list[str]:
     ]
 
 
-def guarded(name: str, bare: LocalLVLM, supplies: Supplies) -> Guarded:
+def guarded(name: str, bare: LocalLVLM, supplies: Supplies) -> LocalLVLM:
     """The model behind a stack: `a+b`, or `all`: one decision from all evidence.
 
     Args:
@@ -235,12 +232,13 @@ def guarded(name: str, bare: LocalLVLM, supplies: Supplies) -> Guarded:
     """
     if name != ALL:
         return bare.with_guardrails(build_stack(name, supplies))
-    from ..evidence import JointDecision
-
     evidence = joint_evidence(supplies)
-    guards = [guard for part in evidence.weights for guard in _EVIDENCE[part](supplies)]
-    watching = bare.policy.model_copy(update={"monitor": True})
-    return JointDecision(bare.with_guardrails(guards, policy=watching), evidence, bare.policy)
+    return bare.with_guardrails(parts_of(evidence, supplies), evidence=evidence)
+
+
+def parts_of(evidence: Evidence, supplies: Supplies) -> list[Any]:
+    """The guardrails that give an evidence its scores."""
+    return [guard for part in evidence.weights for guard in _EVIDENCE[part](supplies)]
 
 
 def joint_evidence(supplies: Supplies) -> Evidence:
@@ -255,7 +253,8 @@ def joint_evidence(supplies: Supplies) -> Evidence:
     evidence = Evidence.from_pretrained(supplies.artifact("evidence"))
     if strange := sorted(set(evidence.weights) - set(_EVIDENCE)):
         raise ConfigurationError(
-            f"The evidence has parts {strange} that no stack has; give them to a JointDecision."
+            f"The evidence has parts {strange} that no stack has; give the guardrails and the "
+            "evidence to a LocalLVLM yourself."
         )
     return evidence
 

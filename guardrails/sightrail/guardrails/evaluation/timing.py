@@ -9,10 +9,10 @@ from typing import Final
 
 from PIL import Image
 
+from ..model import LocalLVLM
 from ..screening import RiskDetector
 from .items import Item
 from .report import Row
-from .stacks import Guarded
 from .statistics import ratio_of_medians
 
 _ANSWER_TOKENS: Final = 24
@@ -37,7 +37,7 @@ def _row(stack: str, metric: str, group: str, ours: Sequence[float], bare: Seque
 
 
 def timing_rows(
-    stacks: Mapping[str, Guarded],
+    stacks: Mapping[str, LocalLVLM],
     detector: RiskDetector,
     items: Sequence[Item],
     tick: Callable[[int], None],

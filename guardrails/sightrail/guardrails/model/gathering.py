@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextvars import Context, ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -81,6 +81,25 @@ class Place:
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise ConfigurationError(f"deadline_s must be more than 0, got {self.deadline_s}.")
 
+    def later(self, seconds: float) -> Place:
+        """The place of what is left of the request after so long.
+
+        Raises:
+            DeadlineExceeded: nobody needs that any more.
+        """
+        if self.deadline_s is None:
+            return self
+        if seconds >= self.deadline_s:
+            raise too_late(self.deadline_s)
+        return replace(self, deadline_s=self.deadline_s - seconds)
+
+
+def too_late(deadline_s: float) -> DeadlineExceeded:
+    """The answer was not there in time."""
+    return DeadlineExceeded(
+        f"No answer within {deadline_s:g} s; allow more time, or ask when there is less load."
+    )
+
 
 class Ticket(Generic[Item, Result]):
     """One call: rows that wait for a run, and what came of them.
@@ -137,9 +156,7 @@ class Ticket(Generic[Item, Result]):
             return Abandoned("The call was cancelled before its answer was there.")
         deadline = self.place.deadline_s
         if deadline is not None and time.monotonic() - self.since > deadline:
-            return DeadlineExceeded(
-                f"No answer within {deadline:g} s; allow more time, or ask when there is less load."
-            )
+            return too_late(deadline)
         return None
 
     def deliver(self, row: int, result: Result) -> None:

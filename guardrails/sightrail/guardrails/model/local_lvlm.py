@@ -36,9 +36,11 @@ from .tools import ToolChoice, ToolSource, read_tool_choice, read_tools
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+    from ..evidence import Evidence
     from ..intake import Limits
     from ..policy import Policy
     from ..verdict import Verdict
+    from .joint_decision import JointDecision
     from .loading import Device, DeviceMap
     from .stack import Guardrail
 
@@ -61,11 +63,14 @@ class LocalLVLM:
         gather: calls that come from other threads or tasks while the model is at work are answered
             together, in one run; each gets what it would get alone. A :class:`Gathering` says how,
             ``False`` gives every call a run of its own.
+        evidence: fitted to the verdicts of these guardrails. They do not decide each by itself
+            then: there is one decision from all of them, see ``model.joint_decision``.
 
     Raises:
         ConfigurationError: something among the guardrails is not one, two of them cannot work
             together, or the settings of one do not fit this model.
         UnsupportedModelError: a guardrail needs something this model cannot give.
+        ArtifactError: the evidence was fitted on another model.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class LocalLVLM:
         limits: Limits | None = None,
         name: str | None = None,
         gather: Gathering | bool = True,
+        evidence: Evidence | None = None,
     ) -> None:
         from ..intake import Limits
         from ..policy import Policy
@@ -111,7 +117,13 @@ class LocalLVLM:
         self.gather = gather
         gathering = Gathering() if gather is True else gather or None
         scaling = partial(seen_by, processor)
-        self._pipeline = Pipeline(self._host, guards, self.limits, scaling, gathering)
+        pipeline = Pipeline(self._host, guards, self.limits, scaling, gathering)
+        self.evidence = evidence
+        self._pipeline: Pipeline | JointDecision = pipeline
+        if evidence is not None:
+            from .joint_decision import JointDecision
+
+            self._pipeline = JointDecision(pipeline, evidence)
 
     @classmethod
     def from_pretrained(
@@ -129,13 +141,14 @@ class LocalLVLM:
         trust_remote_code: bool = False,
         local_files_only: bool | None = None,
         gather: Gathering | bool = True,
+        evidence: Evidence | None = None,
         **model_kwargs: Any,
     ) -> LocalLVLM:
         """Load a model by Hub id, by folder, or ``"testbed"``; see :func:`loading.load_model`.
 
         Raises:
             ModelLoadError: it cannot be loaded.
-            ConfigurationError, UnsupportedModelError: see the class.
+            ConfigurationError, UnsupportedModelError, ArtifactError: see the class.
         """
         model, processor = load_model(
             name,
@@ -156,6 +169,7 @@ class LocalLVLM:
             limits=limits,
             name=str(name),
             gather=gather,
+            evidence=evidence,
         )
 
     def with_guardrails(
@@ -164,8 +178,13 @@ class LocalLVLM:
         *,
         policy: Policy | None = None,
         limits: Limits | None = None,
+        evidence: Evidence | None = None,
     ) -> LocalLVLM:
-        """The same model, the same weights in memory, with other guardrails."""
+        """The same model, the same weights in memory, with other guardrails.
+
+        What is not given stays; with evidence that stays, a guardrail that it misses has failed.
+        Without any guardrail there is none.
+        """
         return type(self)(
             self.model,
             self.processor,
@@ -174,6 +193,7 @@ class LocalLVLM:
             limits=limits or self.limits,
             name=self.name,
             gather=self.gather,
+            evidence=(evidence or self.evidence) if guardrails else None,
         )
 
     def chat(

@@ -193,16 +193,30 @@ class Pipeline:
             grammars=lambda: self.host.grammars,
         )
 
-    def assess_all(self, conversations: Sequence[Conversation]) -> list[tuple[Verdict, ...]]:
-        """What the guardrails say, in as few runs as the model allows."""
-        screened = [self.screen(conversation) for conversation in conversations]
-        found = [item.verdicts for item in screened]
+    def look_at(
+        self,
+        conversations: Sequence[Conversation],
+        cancel: threading.Event | None = None,
+        place: Place | None = None,
+    ) -> list[ScreenedConversation]:
+        """Conversations after screening, with what every guardrail says, in as few runs as the
+        model allows.
+        """
+        found = [self.screen(conversation) for conversation in conversations]
+        if not self.guards.inner:
+            return found
         options = read_options(max_new_tokens=1)
-        for rows in _runs(screened, mixed=mixes_picture_counts(self.host.model)):
-            asked = [c for row in rows if (c := screened[row].conversation)]
-            for row, made in zip(rows, self._made(asked, options, decide_only=True), strict=True):
-                found[row] += made.verdicts
+        for rows in _runs(found, mixed=mixes_picture_counts(self.host.model)):
+            asked = [c for row in rows if (c := found[row].conversation)]
+            made = self._made(asked, options, cancel, place, decide_only=True)
+            for row, generation in zip(rows, made, strict=True):
+                told = (*found[row].verdicts, *generation.verdicts)
+                found[row] = replace(found[row], verdicts=told)
         return found
+
+    def assess_all(self, conversations: Sequence[Conversation]) -> list[tuple[Verdict, ...]]:
+        """What the guardrails say."""
+        return [look.verdicts for look in self.look_at(conversations)]
 
     def stream(
         self,
