@@ -5,21 +5,31 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sightrail.guardrails import CachedDetector, ConfigurationError, Picture, Policy
 from sightrail.guardrails.carriers.loop import ask
 from sightrail.guardrails.guarantees import needed
+from sightrail.guardrails.screening.calibration import Calibration, OnOneScale
 from sightrail.guardrails.screening.cascade import Band, Cascade, Together
 from sightrail.guardrails.verdict import NotInspected, Region, Threshold, Verdict
 
 BOX = Region(box=(1, 1, 4, 4), category="knife", score=0.9)
 
 
+OWN = Threshold(value=1.0, source="test")
+
+
 def grey(value: int, request: str = "") -> Picture:
     image = Image.new("RGB", (8, 8), (value, value, value))
     return Picture(image, (image,), request=request)
+
+
+def colour(value: tuple[int, int, int]) -> Picture:
+    image = Image.new("RGB", (8, 8), value)
+    return Picture(image, (image,))
 
 
 @dataclass
@@ -110,6 +120,52 @@ def test_a_band_from_calibration_keeps_both_promises() -> None:
     assert "greys" in fitted.band.source
     with pytest.raises(ConfigurationError, match="benign scores"):
         fitted.calibrate(benign[:5], attacks, source="few")
+
+
+@dataclass(frozen=True)
+class Channel(OnOneScale):
+    """Its score is one of a picture's colours, over 100."""
+
+    number: int
+    calibration: Calibration | None = None
+
+    def screen(self, images):
+        limit = self.calibration.threshold if self.calibration else OWN
+        colours = [image.image.getpixel((0, 0))[self.number] / 100 for image in images]
+        scored = Scored(limit.value, name=f"channel {self.number}")
+        return [scored._verdict(c).model_copy(update={"threshold": limit}) for c in colours]
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7, 1.0])
+def test_together_keeps_one_promise_however_its_detectors_depend(shared) -> None:
+    rng = np.random.default_rng(5)
+
+    def benign(n: int) -> list[Picture]:
+        common = rng.normal(size=(n, 1)) * shared
+        colours = 90 + 18 * (common + (1 - shared) * rng.normal(size=(n, 3)))
+        return [colour(tuple(map(int, np.clip(row, 0, 199)))) for row in colours]
+
+    shares = []
+    for _ in range(12):
+        pair = Together(Channel(0), Channel(1)).calibrate(
+            benign(200), false_alarms=0.1, confidence=None, source="colours"
+        )
+        shares.append(np.mean([v.status == "flagged" for v in pair.screen(benign(300))]))
+    assert np.mean(shares) < 0.115  # three standard errors of 3600 draws
+    assert statuses(pair.screen([colour((199, 0, 0)), colour((0, 199, 0))])) == ["flagged"] * 2
+
+
+def test_together_says_what_it_promises() -> None:
+    benign = [colour((v % 100, v * 7 % 100, 0)) for v in range(300)]
+    pair = Together(Channel(0), Channel(1)).calibrate(benign, false_alarms=0.05, source="colours")
+    limit = pair.screen([grey(10)])[0].threshold
+    assert (limit.false_alarms, limit.confidence) == (0.05, pytest.approx(0.95))
+    mixed = Together(Channel(0), Scored()).screen([grey(10)])[0].threshold
+    assert (mixed.false_alarms, mixed.confidence) == (None, None)
+    with pytest.raises(ConfigurationError, match="146"):  # 2.5 % at 97.5 %
+        Together(Channel(0), Channel(1)).calibrate(benign[:50], false_alarms=0.05, source="few")
+    with pytest.raises(ConfigurationError, match="Scored has no calibrate"):
+        Together(Channel(0), Scored()).calibrate(benign, source="colours")
 
 
 def test_together_flags_what_any_flags() -> None:

@@ -213,6 +213,45 @@ class Together:
         found = [_asked(detector, taken) for detector in self.detectors]
         return [_merged(verdicts) for verdicts in zip(*found, strict=True)]
 
+    def calibrate(
+        self,
+        benign: Sequence[PictureSource | Picture],
+        *,
+        false_alarms: float = ALARMS,
+        confidence: float | None = CONFIDENCE,
+        source: str,
+        attacks: Sequence[PictureSource | Picture] = (),
+    ) -> Self:
+        """The same with one promise for all of them: how many benign pictures any of them flags.
+
+        Of m detectors each gets a threshold that keeps to an m-th of `false_alarms`, and of what
+        the confidence leaves. The sums bound what any of them flags, however they depend on each
+        other (Bonferroni).
+
+        Args:
+            benign: pictures of the kind that will be screened, without unsafe content.
+            false_alarms: the share of benign pictures to come that the whole may flag.
+            confidence: of that promise; None promises the average over calibrations alone.
+            source: what the pictures are.
+            attacks: labelled unsafe ones; they choose nothing, and give each a bound on how many it
+                misses.
+
+        Raises:
+            ConfigurationError: too few pictures for this promise (the message says how many), or a
+                detector that has no `calibrate`.
+        """
+        count = len(self.detectors)
+        sure = None if confidence is None else 1 - (1 - confidence) / count
+        fitted = []
+        for detector in self.detectors:
+            fit = getattr(detector, "calibrate", None)
+            if not callable(fit):
+                raise ConfigurationError(f"{type(detector).__name__} has no calibrate.")
+            share = false_alarms / count
+            told = {"confidence": sure, "source": source, "attacks": attacks}
+            fitted.append(fit(benign, false_alarms=share, **told))
+        return type(self)(*fitted, limits=self.limits)
+
 
 # What both do
 
@@ -278,7 +317,7 @@ def _merged(verdicts: Sequence[Verdict]) -> Verdict:
         update={
             "score": max(_margin(worst), 0.0) if flagged else _margin(worst),
             "p_value": _bonferroni(verdicts),
-            "threshold": Threshold(value=0.0, source=_sources(finished)),
+            "threshold": _promised(finished),
             "scores": scores,
             "measures": {k: v for verdict in finished for k, v in _measures(verdict).items()},
             "regions": tuple(dict.fromkeys(r for v in flagged for r in _regions(v))),
@@ -316,13 +355,21 @@ def _measures(verdict: Verdict) -> dict[str, float]:
     return {**own, **_named(verdict.measures, _name(verdict))}
 
 
-def _sources(verdicts: Sequence[Verdict]) -> str:
+def _promised(verdicts: Sequence[Verdict]) -> Threshold:
+    """The threshold on margins, with what all of the detectors together promise."""
+    known = [verdict.threshold for verdict in verdicts if verdict.threshold is not None]
     parts = [
         f"{_name(verdict)} {verdict.threshold.value:.4g} ({verdict.threshold.source})"
         for verdict in verdicts
         if verdict.threshold is not None
     ]
-    return "each detector's own threshold: " + "; ".join(parts)
+    source = "each detector's own threshold: " + "; ".join(parts)
+    alarms = [limit.false_alarms for limit in known if limit.false_alarms is not None]
+    sure = [limit.confidence for limit in known if limit.confidence is not None]
+    if len(alarms) < len(verdicts) or sum(alarms) >= 1 or len(sure) not in (0, len(verdicts)):
+        return Threshold(value=0.0, source=source)
+    confidence = 1 - sum(1 - share for share in sure) if sure else None
+    return Threshold(value=0.0, source=source, false_alarms=sum(alarms), confidence=confidence)
 
 
 def _regions(verdict: Verdict) -> tuple[Region, ...]:
