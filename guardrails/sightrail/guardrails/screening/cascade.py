@@ -242,14 +242,13 @@ class Together:
         """
         count = len(self.detectors)
         sure = None if confidence is None else 1 - (1 - confidence) / count
-        fitted = []
-        for detector in self.detectors:
-            fit = getattr(detector, "calibrate", None)
+        fits = [getattr(detector, "calibrate", None) for detector in self.detectors]
+        for detector, fit in zip(self.detectors, fits, strict=True):
             if not callable(fit):
                 raise ConfigurationError(f"{type(detector).__name__} has no calibrate.")
-            share = false_alarms / count
-            told = {"confidence": sure, "source": source, "attacks": attacks}
-            fitted.append(fit(benign, false_alarms=share, **told))
+        share = false_alarms / count
+        told = {"confidence": sure, "source": source, "attacks": attacks}
+        fitted = [fit(benign, false_alarms=share, **told) for fit in fits if fit]
         return type(self)(*fitted, limits=self.limits)
 
 
