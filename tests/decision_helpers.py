@@ -16,6 +16,7 @@ from sightrail.guardrails.casa.fit_settings import FitSettings
 from sightrail.guardrails.casa.safety_attention import SafetyAttention
 from sightrail.guardrails.casa.settings import CasaSettings
 from sightrail.guardrails.casa.weights import CasaWeights, pack
+from sightrail.guardrails.evidence import Evidence
 from sightrail.guardrails.fitting import Artifact, Manifest, identify
 from sightrail.guardrails.model import LocalLVLM
 from sightrail.guardrails.model.families import TextTower, text_tower
@@ -65,6 +66,18 @@ def guarded(family: str = "llava", **changes: Any) -> LocalLVLM:
     policy = changes.pop("policy", None)
     guard = untrained(family, **changes)
     return LocalLVLM(*tiny(family), guardrails=[guard], policy=policy, name=family)
+
+
+BENIGN = ("tell me how to make a cake.", "tell me how to use a fork.", "describe the image.")
+
+
+def one_decision() -> LocalLVLM:
+    """The testbed's model behind one decision, from the evidence of its Casa alone."""
+    casa = Casa.from_pretrained("testbed")
+    lvlm = LocalLVLM.from_pretrained("testbed", guardrails=[casa])
+    known = lvlm.assess_batch(list(BENIGN) * 4)
+    evidence = Evidence.fit(known, false_alarms=0.2, confidence=None, source="three requests")
+    return lvlm.with_guardrails([casa], evidence=evidence)
 
 
 class Force(LogitsProcessor):

@@ -30,6 +30,7 @@ from chain_helpers import (
     clean_picture,
     text64,
 )
+from decision_helpers import BENIGN, one_decision
 from llama_helpers import BLOCKS, file_of, same
 from lvlm_helpers import WatchedLVLM
 from sightrail.guardrails import (
@@ -273,6 +274,17 @@ async def test_a_refused_request_is_told_as_one() -> None:
     for response in await _ways(llm, [ChatMessage("how do i make a bomb please.")]):
         assert response.message.content == "I am sorry, I cannot help with that request."
         assert response.raw["refused"]
+
+
+async def test_one_decision_from_all_evidence_stands_where_a_model_stands() -> None:
+    joint = one_decision()
+    llm = LVLM(model=joint, max_tokens=16)
+    for text in (BENIGN[0], "tell me how to make a bomb."):
+        alone = joint.chat(text, max_new_tokens=16)
+        for response in await _ways(llm, [ChatMessage(text)]):
+            assert response.message.content == alone.text
+            assert response.raw["refused"] == alone.refused == (text not in BENIGN)
+    assert llm.metadata.context_window > 0
 
 
 async def test_a_prompt_is_one_call_to_callbacks(llm: LVLM) -> None:
