@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import uvicorn
@@ -20,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sightrail.guardrails import LocalLVLM
 from sightrail.integrations.server import ServerSettings, create_app
 from sightrail.integrations.server.running import server_for
 from sightrail.testbed.source import as_messages, draw_requests
@@ -160,3 +162,13 @@ def events(response: httpx.Response) -> list[Any]:
     """What a stream of server-sent events holds."""
     lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+@contextlib.contextmanager
+def serving_model(lvlm: LocalLVLM, **settings: Any) -> Iterator[str]:
+    """The address of a sightrail server around a model that is there already."""
+    read = ServerSettings(port=0, model="tiny", name="tiny", **settings)
+    with patch("sightrail.integrations.server.app.load_local", lambda *_: lvlm):
+        app = create_app(read)
+    with listening(server_for(app, read)) as address:
+        yield address

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import threading
 import time
 from typing import Any
 
@@ -170,6 +173,35 @@ def test_a_client_that_hangs_up_ends_the_work_upstream(gateway: str, upstream: S
     while not upstream.left and time.monotonic() < until:
         time.sleep(0.02)
     assert upstream.left == 1
+
+
+def test_a_connection_that_the_upstream_closes_loses_no_request() -> None:
+    """As it may while the request is on its way: only the first of a connection is answered."""
+
+    class Closing(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.close_connection or getattr(self, "answered", False):
+                self.close_connection = True
+                return
+            self.answered = True
+            body = json.dumps(completion("here")).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Closing) as behind:
+        threading.Thread(target=behind.serve_forever, daemon=True).start()
+        with serving(upstream=f"http://127.0.0.1:{behind.server_port}/v1", stack="bare") as address:
+            replies = [post(address, messages=asked("hi")) for _ in range(3)]
+        behind.shutdown()
+    assert [reply.status_code for reply in replies] == [200] * 3
 
 
 def test_nobody_behind_the_gateway() -> None:

@@ -176,8 +176,8 @@ def read_tool_choice(
         if choice is None:
             raise ConfigurationError('tool_choice names no tool; write {"function": {"name": ..}}.')
     named = {tool.name for tool in tools}
-    if choice in named:
-        return ToolChoice("required", str(choice), parallel=False)
+    if isinstance(choice, str) and choice in named:
+        return ToolChoice("required", choice, parallel=False)
     if choice in (None, False, "auto"):
         return ToolChoice("auto", parallel=parallel)
     if choice == "none":

@@ -12,8 +12,10 @@ from sightrail.guardrails.errors import (
     DeadlineExceeded,
     ImageError,
     ImageRefused,
+    MissingDependencyError,
     PromptError,
     RequestRefused,
+    UnsupportedModelError,
 )
 
 
@@ -85,6 +87,8 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(400, "The policy refuses this request.", code="content_filter")
     if isinstance(error, PromptError | ConfigurationError | ImageError):
         return invalid(str(error))
+    if isinstance(error, UnsupportedModelError | MissingDependencyError):
+        return invalid(str(error), code="not_supported")
     if isinstance(error, Abandoned):
         return ApiError(499, "The client went away.", code="abandoned")
     return ApiError(500, "The server failed on this request.", code="internal_error")

@@ -15,7 +15,8 @@ from sightrail.guardrails.model.stopping import in_thread
 
 from .guards import FRAMEWORK, Guards
 from .held_text import HeldText, rest_of_chunks, shown_chunk, shown_event
-from .replies import ChatReply, ResponsesReply, extension
+from .replies import ChatReply, extension
+from .responses import ResponsesReply
 from .upstream import Upstream
 from .wire import Call, OpenAIWalk, messages_of, text_field
 
@@ -90,7 +91,7 @@ class Gateway:
         """A response of the Responses API."""
         relay = await self._relay(call, RESPONSES)
         if relay.refused:
-            return ResponsesReply(call.id, relay.body["model"]).whole(self._refusal(relay))
+            return ResponsesReply(call, relay.body["model"]).whole(self._refusal(relay))
         return await self._answer(relay)
 
     async def responses_stream(self, call: Call) -> AsyncIterator[dict[str, Any]]:
@@ -98,7 +99,7 @@ class Gateway:
         relay = await self._relay(call, RESPONSES)
         if relay.refused:
             refusal = _only(self._refusal(relay))
-            async for event in ResponsesReply(call.id, relay.body["model"]).pieces(refusal):
+            async for event in ResponsesReply(call, relay.body["model"]).pieces(refusal):
                 yield event
             return
         async for event in self._events(relay):
@@ -168,7 +169,7 @@ class Gateway:
             refusal = self._refusal(relay)
             if relay.path == CHAT:
                 return ChatReply(relay.call.id, model).whole(refusal)
-            return ResponsesReply(relay.call.id, model).whole(refusal)
+            return ResponsesReply(relay.call, model).whole(refusal)
         return {**seen, **extension(relay.verdicts, refused=False)}
 
     async def _events(self, relay: _Relay) -> AsyncIterator[dict[str, Any]]:

@@ -12,8 +12,9 @@ from langchain_core.messages import convert_to_messages
 from sightrail.guardrails.model.stopping import in_thread
 from sightrail.runnables.turns import read_conversation
 
-from .errors import ApiError, invalid
-from .replies import ChatReply, ResponsesReply
+from .errors import invalid
+from .replies import ChatReply
+from .responses import ResponsesReply, chat_body
 from .wire import Call, messages_of, model_of
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from .settings import ServerSettings
 
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_SENT_BACK: Final = frozenset({"refusal", "annotations", "reasoning", "reasoning_content"})
+"""Fields of an answer that clients send back with it, and that no chat template is told."""
+
 _IGNORED: Final = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-    | {"stream", "stream_options", "parallel_tool_calls", "model", "messages", "verbosity"}
-    | {"input", "instructions", "include", "truncation", "background", "reasoning_effort"}
+    | {"stream", "stream_options", "model", "messages", "verbosity"}
+    | {"include", "truncation", "background", "reasoning_effort", "reasoning"}
 )
 """Fields without a meaning for a local model that change nothing about its answer."""
 
@@ -39,25 +43,23 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
-    "text": ({"format": {"type": "text"}},),
+    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "previous_response_id": (),
-    "reasoning": (),
 }
 """Fields that this model cannot serve, and the values of them that ask for nothing."""
 
-_NUMBERS: Final = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "seed": "seed",
-    "repetition_penalty": "repetition_penalty",
+_NUMBERS: Final = ("temperature", "top_p", "top_k", "seed", "repetition_penalty")
+_ASKED: Final[dict[str, tuple[type, ...]]] = {
+    "tools": (list,),
+    "tool_choice": (str, dict),
+    "parallel_tool_calls": (bool,),
+    "response_format": (dict,),
 }
+"""What ``LocalLVLM.chat`` reads and judges by itself, once it is of such a type."""
+
 _LIMITS: Final = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
@@ -82,40 +84,40 @@ class LocalEngine:
 
     async def chat(self, call: Call) -> dict[str, Any]:
         """A chat completion."""
-        answer = await self._answer(call, messages_of(call.body))
+        answer = await self._answer(call, call.body)
         return ChatReply(call.id, self.name).whole(answer)
 
     def chat_stream(self, call: Call) -> AsyncIterator[dict[str, Any]]:
         """A chat completion piece by piece."""
         usage = (call.body.get("stream_options") or {}).get("include_usage") is True
-        pieces = self._stream(call, messages_of(call.body))
+        pieces = self._stream(call, call.body)
         return ChatReply(call.id, self.name).pieces(pieces, usage=usage)
 
     async def responses(self, call: Call) -> dict[str, Any]:
         """A response of the Responses API."""
-        answer = await self._answer(call, input_messages(call.body))
-        return ResponsesReply(call.id, self.name).whole(answer)
+        answer = await self._answer(call, chat_body(call.body))
+        return ResponsesReply(call, self.name).whole(answer)
 
     def responses_stream(self, call: Call) -> AsyncIterator[dict[str, Any]]:
         """The events of a response."""
-        pieces = self._stream(call, input_messages(call.body))
-        return ResponsesReply(call.id, self.name).pieces(pieces)
+        pieces = self._stream(call, chat_body(call.body))
+        return ResponsesReply(call, self.name).pieces(pieces)
 
     async def judge_text(self, text: str) -> list[Verdict] | None:
         """What the guardrails inside say about a text; None where none of them judges requests."""
         verdicts = await in_thread(lambda: self._lvlm.assess(text))
         return [v for v in verdicts if v.subject == "request"] or None
 
-    async def _answer(self, call: Call, messages: Sequence[Mapping[str, Any]]) -> Answer:
-        conversation, options = self._asked(call, messages)
+    async def _answer(self, call: Call, body: Mapping[str, Any]) -> Answer:
+        conversation, options = self._asked(body)
         answer = await self._lvlm.achat(conversation, place=self._place(call), **options)
         self._count(call, answer)
         return answer
 
     async def _stream(
-        self, call: Call, messages: Sequence[Mapping[str, Any]]
+        self, call: Call, body: Mapping[str, Any]
     ) -> AsyncGenerator[AnswerChunk, None]:
-        conversation, options = self._asked(call, messages)
+        conversation, options = self._asked(body)
         pieces = self._lvlm.astream(conversation, place=self._place(call), **options)
         async with contextlib.aclosing(pieces):
             async for chunk in pieces:
@@ -128,11 +130,9 @@ class LocalEngine:
 
         return Place(client=call.client, deadline_s=self._settings.request_timeout_s)
 
-    def _asked(
-        self, call: Call, messages: Sequence[Mapping[str, Any]]
-    ) -> tuple[Conversation, dict[str, Any]]:
-        model_of(call.body, self.name)
-        return conversation_of(messages), options_of(call.body, self._settings)
+    def _asked(self, body: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+        model_of(body, self.name)
+        return conversation_of(messages_of(body)), options_of(body, self._settings)
 
     def _count(self, call: Call, answer: Answer) -> None:
         self._metrics.judged(answer.verdicts, refused=answer.refused)
@@ -146,35 +146,18 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
     Raises:
         ApiError: a field or a message that cannot be said to it.
     """
+    shown = []
     for number, message in enumerate(messages):
-        if unknown := sorted(map(str, {*message} - _MESSAGE_FIELDS - {"refusal", "annotations"})):
+        said = {name: value for name, value in message.items() if value is not None}
+        if unknown := sorted(map(str, {*said} - _MESSAGE_FIELDS - _SENT_BACK)):
             raise invalid(f"Unknown fields: {', '.join(unknown)[:200]}.", f"messages[{number}]")
-    shown = [{k: v for k, v in message.items() if k in _MESSAGE_FIELDS} for message in messages]
+        kept = {name: value for name, value in said.items() if name in _MESSAGE_FIELDS}
+        shown.append({"content": None, **kept})
     try:
         read = convert_to_messages(shown)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise invalid("A message cannot be read.", "messages") from error
     return read_conversation(read)
-
-
-def input_messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The input of the Responses API as chat messages.
-
-    Raises:
-        ApiError: something that a local model cannot be told.
-    """
-    given = body.get("input")
-    if isinstance(given, str):
-        given = [{"role": "user", "content": given}]
-    if not isinstance(given, list) or not given:
-        raise invalid("input must be a text or a list of messages.", "input")
-    instructions = body.get("instructions")
-    said = [{"role": "system", "content": instructions}] if instructions else []
-    for number, item in enumerate(given):
-        if not isinstance(item, dict) or item.get("type", "message") != "message":
-            raise ApiError(400, "Only messages can be told this model.", param=f"input[{number}]")
-        said.append({key: item[key] for key in ("role", "content") if key in item})
-    return messages_of({"messages": said})
 
 
 def options_of(body: Mapping[str, Any], settings: ServerSettings) -> dict[str, Any]:
@@ -188,20 +171,35 @@ def options_of(body: Mapping[str, Any], settings: ServerSettings) -> dict[str, A
         if value is None or name in _IGNORED or name in _LIMITS or name == "stop":
             continue
         if name in _NUMBERS:
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value):
-                raise invalid(f"{name} is a number.", name)
-            if name == "repetition_penalty" and value <= 0:
-                raise invalid(f"{name} is a number above 0.", name)
-            if name in ("seed", "top_k") and not (isinstance(value, int) and 0 <= value < 2**63):
-                raise invalid(f"{name} is a whole number from 0 on, below 2 ** 63.", name)
-            options[_NUMBERS[name]] = value
-        elif name in _NEUTRAL:
-            if value not in _NEUTRAL[name]:
-                raise invalid(f"{name} is not served by this model; leave it out.", name)
-        else:
+            options[name] = _number(name, value)
+        elif name in _ASKED:
+            options[name] = _asked(name, value)
+        elif name not in _NEUTRAL:
             raise invalid(f"Unknown field {name[:60]!r}.", name[:60])
+        elif value not in _NEUTRAL[name]:
+            raise invalid(f"{name} is not served by this model; leave it out.", name)
     return options
+
+
+def _number(name: str, value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise invalid(f"{name} is a number.", name)
+    if name == "repetition_penalty" and value <= 0:
+        raise invalid(f"{name} is a number above 0.", name)
+    if name in ("seed", "top_k") and not (isinstance(value, int) and 0 <= value < 2**63):
+        raise invalid(f"{name} is a whole number from 0 on, below 2 ** 63.", name)
+    return value
+
+
+def _asked(name: str, value: Any) -> Any:
+    if not isinstance(value, _ASKED[name]):
+        raise invalid(f"{name} is a {' or '.join(k.__name__ for k in _ASKED[name])}.", name)
+    tools: Sequence[Any] = value if name == "tools" else ()
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise invalid("Only tools of type function can be called.", f"tools[{number}]")
+    return value
 
 
 def _limit(body: Mapping[str, Any], settings: ServerSettings) -> int:

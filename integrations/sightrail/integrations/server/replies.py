@@ -1,7 +1,8 @@
-"""Answers of the local model in the shapes of the API: chat completions and responses."""
+"""Answers of the local model as chat completions."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from sightrail.guardrails import Answer, AnswerChunk
     from sightrail.guardrails.verdict import Verdict
 
-FINISH: Final = {"stop": "stop", "length": "length", "refused": "content_filter"}
+_FINISH: Final = {"refused": "content_filter"}
 
 
 def extension(verdicts: Sequence[Verdict], *, refused: bool) -> dict[str, Any]:
@@ -21,13 +22,47 @@ def extension(verdicts: Sequence[Verdict], *, refused: bool) -> dict[str, Any]:
     return {KEY: {"refused": refused, "verdicts": told}}
 
 
+def calls_in(answer: Answer) -> list[dict[str, str]]:
+    """The calls of an answer: id, name, and the arguments as JSON text.
+
+    Those that cannot be read stand among them, so that a client hears of them. What is wrong stands
+    before their text: some clients complete JSON that was cut off, and would make a call of it.
+    """
+    valid = [
+        {"id": call.id, "name": call.name, "args": json.dumps(dict(call.arguments), default=str)}
+        for call in answer.tool_calls
+    ]
+    invalid = [
+        {"id": call.id, "name": call.name or "", "args": f"{call.error}: {call.text}"}
+        for call in answer.invalid_tool_calls
+    ]
+    return valid + invalid
+
+
 def _usage(answer: Answer) -> dict[str, int]:
     read, written = answer.usage.input_tokens, answer.usage.output_tokens
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def _extension(answer: Answer) -> dict[str, Any]:
-    return extension(answer.verdicts, refused=answer.refused)
+def _finish(answer: Answer) -> str:
+    called = answer.finish_reason == "stop" and answer.invalid_tool_calls
+    return "tool_calls" if called else _FINISH.get(answer.finish_reason, answer.finish_reason)
+
+
+def _calls(answer: Answer) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {"name": call["name"], "arguments": call["args"]},
+        }
+        for call in calls_in(answer)
+    ]
+
+
+def _thoughts(reasoning: str) -> dict[str, str]:
+    """Where vLLM and others put them; the API itself has no field for them."""
+    return {"reasoning_content": reasoning} if reasoning else {}
 
 
 class ChatReply:
@@ -43,122 +78,42 @@ class ChatReply:
 
     def whole(self, answer: Answer) -> dict[str, Any]:
         """The completion."""
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if calls := _calls(answer):
+            message |= {"content": answer.text or None, "tool_calls": calls}
         choice = {
             "index": 0,
-            "message": message,
+            "message": {**message, **_thoughts(answer.reasoning)},
             "logprobs": None,
-            "finish_reason": FINISH[answer.finish_reason],
+            "finish_reason": _finish(answer),
         }
         head = {**self._head, "object": "chat.completion"}
-        return {**head, "choices": [choice], "usage": _usage(answer), **_extension(answer)}
+        extended = extension(answer.verdicts, refused=answer.refused)
+        return {**head, "choices": [choice], "usage": _usage(answer), **extended}
 
     async def pieces(
         self, chunks: AsyncIterator[AnswerChunk], *, usage: bool
     ) -> AsyncIterator[dict[str, Any]]:
         """The completion piece by piece; with ``usage`` a last piece of that alone."""
-        role: dict[str, Any] = {"role": "assistant"}
+        begun = False
         async for chunk in chunks:
-            yield self._piece({**role, "content": chunk.text}, chunk.answer)
-            role = {}
+            if not begun:
+                yield self._piece({"role": "assistant", "content": ""})
+            begun = True
+            if chunk.text or chunk.reasoning:
+                said = {"content": chunk.text} if chunk.text else {}
+                yield self._piece({**said, **_thoughts(chunk.reasoning)})
+            if chunk.answer is not None:
+                for number, call in enumerate(_calls(chunk.answer)):
+                    yield self._piece({"tool_calls": [{"index": number, **call}]})
+                yield self._piece({}, chunk.answer)
             if chunk.answer is not None and usage:
                 yield {**self._piece({}), "choices": [], "usage": _usage(chunk.answer)}
 
     def _piece(self, delta: dict[str, Any], answer: Answer | None = None) -> dict[str, Any]:
-        finish = None if answer is None else FINISH[answer.finish_reason]
+        finish = None if answer is None else _finish(answer)
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        head = {**self._head, "object": "chat.completion.chunk"}
-        return {**head, "choices": [choice], **({} if answer is None else _extension(answer))}
-
-
-class ResponsesReply:
-    """One answer as a response of the Responses API.
-
-    Args:
-        id: of the request.
-        model: what the model is called.
-    """
-
-    def __init__(self, id: str, model: str) -> None:
-        self._id = id
-        self._head = {
-            "id": f"resp_{id}",
-            "object": "response",
-            "created_at": int(time.time()),
-            "model": model,
-            "error": None,
-            "instructions": None,
-            "metadata": {},
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
-            "tools": [],
-            "temperature": None,
-            "top_p": None,
-        }
-        self._number = -1
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """The response."""
-        reason = {"length": "max_output_tokens", "refused": "content_filter"}.get(
-            answer.finish_reason
-        )
-        return {
-            **self._head,
-            "status": "incomplete" if reason else "completed",
-            "incomplete_details": {"reason": reason} if reason else None,
-            "output": [self._item(answer.text, answer)],
-            "usage": {
-                "input_tokens": answer.usage.input_tokens,
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-                "output_tokens": answer.usage.output_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": answer.usage.input_tokens + answer.usage.output_tokens,
-            },
-            **_extension(answer),
-        }
-
-    async def pieces(self, chunks: AsyncIterator[AnswerChunk]) -> AsyncIterator[dict[str, Any]]:
-        """The events of the response, in the API's order."""
-        begun = {**self._head, "status": "in_progress", "incomplete_details": None, "output": []}
-        yield self._event("response.created", response=begun)
-        yield self._event("response.in_progress", response=begun)
-        yield self._event("response.output_item.added", output_index=0, item=self._item(""))
-        yield self._event("response.content_part.added", **self._place, part=_part(""))
-        async for chunk in chunks:
-            if chunk.text:
-                yield self._event(
-                    "response.output_text.delta", **self._place, delta=chunk.text, logprobs=[]
-                )
-            if chunk.answer is not None:
-                for event in self._ended(chunk.answer):
-                    yield event
-
-    def _ended(self, answer: Answer) -> list[dict[str, Any]]:
-        whole, text = self.whole(answer), answer.text
-        end = "response.completed" if whole["status"] == "completed" else "response.incomplete"
-        return [
-            self._event("response.output_text.done", **self._place, text=text, logprobs=[]),
-            self._event("response.content_part.done", **self._place, part=_part(text)),
-            self._event("response.output_item.done", output_index=0, item=whole["output"][0]),
-            self._event(end, response=whole),
-        ]
-
-    @property
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": f"msg_{self._id}", "output_index": 0, "content_index": 0}
-
-    def _item(self, text: str, answer: Answer | None = None) -> dict[str, Any]:
-        status = "in_progress"
-        if answer is not None:
-            status = "completed" if answer.finish_reason == "stop" else "incomplete"
-        content = [] if answer is None else [_part(text)]
-        item = {"type": "message", "role": "assistant", "status": status, "content": content}
-        return {"id": f"msg_{self._id}", **item}
-
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
-        self._number += 1
-        return {"type": kind, "sequence_number": self._number, **fields}
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        piece = {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+        if answer is None:
+            return piece
+        return {**piece, **extension(answer.verdicts, refused=answer.refused)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -71,12 +71,12 @@ class Upstream:
                     raise upstream_error(_status_in(event), event)
                 yield event
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _sent(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> AsyncIterator[httpx.Response]:
         try:
-            async with self._client.stream(method, path, json=body) as response:
+            async with contextlib.aclosing(await self._opened(method, path, body)) as response:
                 if response.status_code >= 400:
                     raise await self._told(response)
                 yield response
@@ -86,6 +86,30 @@ class Upstream:
             raise ApiError(
                 502, "The upstream cannot be reached, or broke off.", code="upstream_failed"
             ) from error
+
+    async def _opened(
+        self, method: str, path: str, body: Mapping[str, Any] | None
+    ) -> httpx.Response:
+        """An answer whose head is there.
+
+        Upstreams close connections that they had kept open, after some idle time or an error of
+        their own; a request that was just on its way there is sent again on a new one.
+        """
+        fresh = False
+
+        async def note(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal fresh
+            fresh = fresh or event == "connection.connect_tcp.started"
+
+        while True:
+            request = self._client.build_request(
+                method, path, json=body, extensions={"trace": note}
+            )
+            try:
+                return await self._client.send(request, stream=True)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if fresh:
+                    raise
 
     async def _told(self, response: httpx.Response) -> ApiError:
         try:
