@@ -52,6 +52,32 @@ def test_the_gateway_is_where_the_recipes_say(monkeypatch: pytest.MonkeyPatch) -
         assert len(ServerSettings.from_file(DEPLOY / "gateway.toml").api_keys) == 1
 
 
+def test_the_calibration_is_where_the_gateway_looks_for_it() -> None:
+    settings = ServerSettings.from_file(DEPLOY / "gateway.toml", api_keys=KEYS)
+    assert settings.screening is not None
+    name = settings.screening.name
+    assert f"--out {name}" in (DEPLOY / "gateway.toml").read_text()
+    (compose,) = loaded("docker-compose.yaml")
+    assert f"./{name}:/srv/sightrail/{name}:ro" in compose["services"]["gateway"]["volumes"]
+    assert f"--from-file={name}" in (DEPLOY / "kubernetes.yaml").read_text()
+    assert "WORKDIR /srv/sightrail" in (DEPLOY / "Dockerfile").read_text()
+    (proxy,) = loaded("litellm.yaml")
+    local = ServerSettings.from_file(DEPLOY / "local.toml").screening
+    told = proxy["guardrails"][0]["litellm_params"]["sightrail"]["screening"]
+    assert {Path(told).name, local.name if local else ""} == {name}
+
+
+def test_no_two_services_write_into_one_volume() -> None:
+    (compose,) = loaded("docker-compose.yaml")
+    named = [
+        mount.partition(":")[0]
+        for service in compose["services"].values()
+        for mount in service["volumes"]
+        if not mount.startswith(".")
+    ]
+    assert sorted(named) == sorted(compose["volumes"])
+
+
 def commands() -> list[list[str]]:
     unit = (DEPLOY / "sightrail.service").read_text().splitlines()
     started = [shlex.split(line.partition("=")[2]) for line in unit if line.startswith("ExecStart")]
