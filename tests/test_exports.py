@@ -22,6 +22,7 @@ PUBLIC = {
         "Casa",
         "CasaSettings",
         "Cascade",
+        "CheckpointError",
         "ConceptBank",
         "ConfigurationError",
         "DavspSettings",

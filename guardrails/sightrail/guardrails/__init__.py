@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .errors import (
         Abandoned,
         ArtifactError,
+        CheckpointError,
         ConfigurationError,
         DeadlineExceeded,
         FitMemoryError,
@@ -65,6 +66,7 @@ _HOME: Final = {
     "CachedDetector": "screening",
     "Casa": "casa",
     "Cascade": "screening",
+    "CheckpointError": "errors",
     "ConceptBank": "screening",
     "ConfigurationError": "errors",
     "DeadlineExceeded": "errors",
@@ -123,6 +125,7 @@ __all__ = [
     "Casa",
     "CasaSettings",
     "Cascade",
+    "CheckpointError",
     "ConceptBank",
     "ConfigurationError",
     "DavspSettings",

@@ -9,6 +9,7 @@ SightrailError
   x ModelLoadError          (RuntimeError)  a model, encoder or processor cannot be loaded
   x UnsupportedModelError                   a defence needs something this model cannot give
   x FitMemoryError          (RuntimeError)  a fit does not fit into memory
+  x CheckpointError         (OSError)       the state of a fit cannot be written, or read again
   x PromptError             (ValueError)    the conversation cannot be turned into a prompt
   x Abandoned                               the caller's own event ended the request
   x ArtifactError                           a saved artifact is unreadable or made for another model
@@ -26,6 +27,7 @@ from typing import Any, Self
 __all__ = [
     "Abandoned",
     "ArtifactError",
+    "CheckpointError",
     "ConfigurationError",
     "DeadlineExceeded",
     "FitMemoryError",
@@ -115,6 +117,13 @@ class FitMemoryError(SightrailError, RuntimeError):
     """Memory ran out in a fit even with one request at a time; the message says what to change.
 
     What was done is kept where the fit was given a checkpoint, and the same call goes on from it.
+    """
+
+
+class CheckpointError(SightrailError, OSError):
+    """The state of a fit cannot be written, or cannot be read again.
+
+    What was kept before stays as it was: the same call goes on from there, once there is room.
     """
 
 

@@ -89,11 +89,20 @@ class NotInspected(_Frozen):
 
 
 class Region(_Frozen):
-    """A place that looks unsafe. Score: higher is riskier, on the detector's own scale."""
+    """A place that looks unsafe.
+
+    Attributes:
+        box: where, in pixels of the picture.
+        category: of what.
+        score: higher is riskier, on the detector's own scale.
+        cut_off: whether the processor of the model behind it cuts this place off, so that it is
+            found in the whole picture, and not in what the model sees.
+    """
 
     box: Box
     category: str
     score: float
+    cut_off: bool = False
 
 
 class Cells(NamedTuple):
@@ -212,6 +221,8 @@ class Verdict(_Frozen):
             sizes at which a model will see it).
         seen_at: the rendering that the score comes from: the picture as it came (None), or what a
             model's processor leaves of it at this width and height.
+        kept: the part of the picture that the processor of the model behind it leaves, in pixels;
+            None where that is all of it, or no model is known.
         timings_ms: milliseconds by step, for the whole batch that the picture was part of.
     """
 
@@ -232,6 +243,7 @@ class Verdict(_Frozen):
     image_size: tuple[int, int] | None = None
     frames: int = 1
     seen_at: tuple[int, int] | None = None
+    kept: Box | None = None
     encoder: str | None = None
     timings_ms: FrozenMap[str, float] = Field(default_factory=FrozenDict)
 
@@ -285,6 +297,20 @@ class Verdict(_Frozen):
         reached = {c: s for c, s in self.scores.items() if s >= self.threshold.value}
         return tuple(sorted(reached, key=lambda category: -reached[category]))
 
+    def beside(self, kept: Box | None) -> Verdict:
+        """This verdict, saying of each region whether a model that is shown this part sees it."""
+        if kept is None:
+            return self
+        left, top, right, bottom = kept
+
+        def cut_off(box: Box) -> bool:
+            return box[2] <= left or box[0] >= right or box[3] <= top or box[1] >= bottom
+
+        regions = tuple(
+            region.model_copy(update={"cut_off": cut_off(region.box)}) for region in self.regions
+        )
+        return self.model_copy(update={"kept": kept, "regions": regions})
+
     def taken(self, action: Action) -> Verdict:
         """This verdict with the action that was taken on it."""
         return self.model_copy(update={"action": action})
@@ -304,6 +330,8 @@ class Verdict(_Frozen):
             found = f"{self.status}: {self.category or self.guardrail} {compared}"
             if self.seen_at is not None:
                 found += " (as a model sees it at {} x {})".format(*self.seen_at)
+            if self.regions and all(region.cut_off for region in self.regions):
+                found += " (in a part that the model is not shown)"
         return f"{found} -> {self.action}" if self.action else found
 
     def draw(self, image: Image) -> Image:

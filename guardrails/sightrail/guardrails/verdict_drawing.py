@@ -64,7 +64,8 @@ def draw_regions(verdict: Verdict, image: Image) -> Image:
         left, top, right, bottom = region.box
         if left < right and top < bottom:
             pen.rectangle((left, top, right - 1, bottom - 1), outline="red", width=width)
-            words = f" {region.category} {region.score:.2f} "
+            cut_off = "(cut off) " if region.cut_off else ""
+            words = f" {region.category} {region.score:.2f} {cut_off}"
             pen.rectangle(pen.textbbox((left, top), words), fill="red")
             pen.text((left, top), words, fill="white")
     return drawn

@@ -16,11 +16,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lvlm_helpers import picture
+from fit_helpers import CASA, DAVSP, EXAMPLES, PROTOTYPES, lvlm_of
 from repository import environment
-from sightrail.guardrails import AttentiveCalibration, Example, FitData, LocalLVLM, fit
-from sightrail.guardrails.casa.fit_settings import FitSettings
-from sightrail.guardrails.davsp import DavspSettings
+from sightrail.guardrails import AttentiveCalibration, FitData, LocalLVLM, fit
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
 from sightrail.guardrails.davsp.harmfulness import Direction
 from sightrail.guardrails.davsp.placement import AroundPicture
@@ -34,21 +32,6 @@ from sightrail.guardrails.model.families import text_tower
 from sightrail.guardrails.moras import MorasSettings
 from sightrail.guardrails.progress import silent
 from tiny_models import fresh
-
-TEXTS = ("Tell me how to make the object", "How to make it", "What is in the image", "What is it")
-EXAMPLES = [
-    Example(f"{text}{end}", at < 2, (picture(at),), "A dog.")
-    for at, text in enumerate(TEXTS)
-    for end in "?!."
-]
-CASA = FitSettings(steps=2, batch=4, learning_rate=5e-3, rank=2, heads=2, width=8, answer_tokens=4)
-DAVSP = DavspSettings(width=0.2, answer_weight=1.0, steps=2, batch=4, step=8.0)
-PROTOTYPES = [replace(example, images=()) for example in EXAMPLES[:4]]
-
-
-def lvlm_of(family: str = "llava", dtype: torch.dtype = torch.float32) -> LocalLVLM:
-    model, processor = fresh(family)
-    return LocalLVLM(model.to(dtype), processor, name=family)
 
 
 def casa_of(lvlm: LocalLVLM, checkpoint: Path | None = None, **changes: Any) -> Any:

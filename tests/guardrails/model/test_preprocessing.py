@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lvlm_helpers import picture, user
-from sightrail.guardrails import LocalLVLM, VisualSafetyPrompt
+from sightrail.guardrails import LocalLVLM, Policy, Region, Verdict, VisualSafetyPrompt
 from sightrail.guardrails.davsp import Frame
 from sightrail.guardrails.errors import PromptError, UnsupportedModelError
 from sightrail.guardrails.model.messages import Conversation
-from sightrail.guardrails.model.preprocessing import padded_to_square, seen_by
+from sightrail.guardrails.model.preprocessing import cuts_out, kept_part, padded_to_square, seen_by
 from sightrail.guardrails.testing import StubGuardrail
-from tiny_models import SIDE, tiny
+from sightrail.guardrails.verdict import Threshold
+from tiny_models import FAMILIES, SIDE, tiny
 
 FRAME = Frame(np.full((SIDE, SIDE, 3), 99, np.uint8), (3, 3, SIDE - 3, SIDE - 3))
 
@@ -49,6 +52,69 @@ def test_screening_looks_at_the_size_inside_the_padding() -> None:
     _, processor = tiny("llava")
     sizes = {view.size for view in seen_by(padded_to_square(processor), with_edge(0))}
     assert sizes == {(SIDE, SIDE // 4)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whether_a_processor_cuts_out_is_what_it_does(family: str) -> None:
+    processor = tiny(family)[1]
+    unseen = torch.equal(pixels(processor, with_edge(0)), pixels(processor, with_edge(255)))
+    assert cuts_out(processor.image_processor) == unseen
+
+
+@given(width=st.integers(8, 300), height=st.integers(8, 300), crop=st.integers(8, SIDE))
+@settings(max_examples=30, deadline=None)
+def test_what_lies_beside_the_kept_part_changes_nothing(width: int, height: int, crop: int) -> None:
+    images = tiny("llava")[1].image_processor.__class__(
+        size={"shortest_edge": SIDE}, crop_size={"height": crop, "width": crop}
+    )
+    kept = kept_part(images, (width, height)) or (0, 0, width, height)
+    left, top, right, bottom = kept
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    # Neighbours flow into the edge of what is kept when a picture is made smaller.
+    reach = 4 * max(1, -(-min(width, height) // SIDE))
+    inner = (left + reach, top + reach, right - reach, bottom - reach)
+    before = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    after = before.copy()
+    after[: max(0, top - reach)] = after[bottom + reach :] = 0
+    after[:, : max(0, left - reach)] = after[:, right + reach :] = 0
+    shown = [images(Image.fromarray(each), return_tensors="np") for each in (before, after)]
+    assert np.array_equal(shown[0]["pixel_values"], shown[1]["pixel_values"])
+    if inner[0] < inner[2] and inner[1] < inner[3]:
+        after[inner[1] : inner[3], inner[0] : inner[2]] ^= 255
+        seen = images(Image.fromarray(after), return_tensors="np")["pixel_values"]
+        assert not np.array_equal(shown[0]["pixel_values"], seen)
+
+
+def test_a_finding_says_whether_the_model_sees_it() -> None:
+    model, processor = tiny("llava")
+
+    @dataclass(frozen=True)
+    class TwoPlaces:
+        """Finds something at the left edge and in the middle, or at the edge alone."""
+
+        middle: bool = True
+
+        def screen(self, pictures: Any) -> list[Verdict]:
+            regions = [Region(box=(0, 0, 16, 40), category="red", score=1.0)]
+            regions += [Region(box=(70, 0, 90, 40), category="red", score=0.9)] * self.middle
+            limit = Threshold(value=0.5, source="test")
+            return [
+                Verdict(status="flagged", score=1.0, threshold=limit, regions=tuple(regions))
+                for _ in pictures
+            ]
+
+    def found(processor: Any, guard: Any) -> Verdict:
+        lvlm = LocalLVLM(model, processor, guardrails=[guard], policy=Policy(monitor=True))
+        return lvlm.chat(user("What?", with_edge(0)), max_new_tokens=1).verdicts[0]
+
+    both, edge = found(processor, TwoPlaces()), found(processor, TwoPlaces(middle=False))
+    assert both.kept == (60, 0, 102, 40)
+    assert [region.cut_off for region in both.regions] == [True, False]
+    assert "not shown" not in both.summary()
+    assert "in a part that the model is not shown" in edge.summary()
+    padded = found(padded_to_square(processor), TwoPlaces(middle=False))
+    assert (padded.kept, padded.regions[0].cut_off) == (None, False)
 
 
 def test_a_padded_model_answers_and_takes_borders_of_any_shape() -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
@@ -34,8 +34,21 @@ if TYPE_CHECKING:
 
 _LATE: Final = NotInspected(reason="failed", detail="the pictures were not read in time")
 
-Scaling = Callable[["Image"], "tuple[Image, ...]"]
-"""A picture -> what a model's processor will make of it, where that is smaller."""
+
+class Shown(NamedTuple):
+    """What a model's processor makes of a picture.
+
+    Attributes:
+        scaled: the picture at its sizes, where those are smaller.
+        kept: the part of the picture that it leaves, in its pixels; None where that is all of it.
+    """
+
+    scaled: tuple[Image, ...] = ()
+    kept: Box | None = None
+
+
+Scaling = Callable[["Image"], Shown]
+"""A picture -> what a model's processor makes of it."""
 
 OnVerdict = Callable[[Verdict], object]
 """Called with every verdict, with the action on it, in the thread that screens."""
@@ -74,7 +87,7 @@ class Found:
         if self.image is not shown.image:
             shown = replace(shown, image=self.image, views=(self.image,), scaled=())
         shown = replace(shown, request=words) if words else shown
-        return shown if scaling is None else replace(shown, scaled=scaling(self.image))
+        return shown if scaling is None else replace(shown, **scaling(self.image)._asdict())
 
     def encoded(self, encoding: Encoding) -> Encoded:
         """What travels on: the bytes it came in if nothing was changed and they may, else anew."""
@@ -329,7 +342,8 @@ class PictureLoop:
         for (look, found, picture), verdict in zip(shown, verdicts, strict=True):
             if verdict.status == "failed":
                 look.cause = look.cause or cause
-            self._decide(look, found, verdict, partial(self._look_again, detector, look, picture))
+            told = verdict.beside(picture.kept)
+            self._decide(look, found, told, partial(self._look_again, detector, look, picture))
 
     def _look_again(
         self,
@@ -339,8 +353,8 @@ class PictureLoop:
         image: Image,
         covered: Sequence[Box],
     ) -> Verdict:
-        scaled = () if self.scaling is None else self.scaling(image)
-        picture = replace(before, image=image, views=(image,), scaled=scaled)
+        shown = Shown() if self.scaling is None else self.scaling(image)
+        picture = replace(before, image=image, views=(image,), **shown._asdict())
         verdict, cause = ask_again(detector, picture, covered, self.policy.timeout_s)
         look.cause = look.cause or cause
         return verdict

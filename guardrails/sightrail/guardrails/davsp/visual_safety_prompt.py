@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ..model.families import Host
     from ..model.interventions import Interventions, Stage
     from ..model.prompt import Prompt
+
+_log = getLogger(__name__)
 
 PIXELS: Final = "border"
 BOX: Final = "box"
@@ -119,6 +123,8 @@ class VisualSafetyPrompt:
     def check(self, host: Host) -> None:
         """Make sure that the model's processor leaves the border in the picture.
 
+        A border of another model, or of another revision, is told once in the log.
+
         Raises:
             UnsupportedModelError: it crops pictures that are no squares, and the border is one
                 that keeps every shape, or no square itself.
@@ -133,6 +139,12 @@ class VisualSafetyPrompt:
                 "that is no square; use a border with a fixed, square canvas, or a processor that "
                 "pads (model.preprocessing.padded_to_square)."
             )
+        if self.trained_on is not None:
+            from ..fitting import identify
+
+            here = identify(host.model, host.name)
+            if not self.trained_on.same_as(here):
+                _of_another_model(str(self.trained_on), str(here))
 
     def interventions(self, prompt: Prompt, host: Host) -> Interventions:
         """Nothing inside the model; but every picture that goes into it has to wear the border.
@@ -233,6 +245,16 @@ class VisualSafetyPrompt:
         if not isinstance(part, Mapping) or part.get("type") != "image":
             return part
         return {**part, "image": self.apply_to_image(_decoded(part.get("image")))}
+
+
+@cache
+def _of_another_model(trained_on: str, here: str) -> None:
+    _log.warning(
+        "This border was trained on %s, and is put around the pictures of %s: what was measured "
+        "there says nothing of it here. Train one with `sightrail fit davsp`.",
+        trained_on,
+        here,
+    )
 
 
 def _decoded(source: Any) -> Image.Image:

@@ -94,8 +94,8 @@ def evaluate(
         timing: whether to measure time.
         max_new_tokens: the longest answer.
         folder: where the run is kept; None keeps nothing.
-        loading: how the model is loaded: device, dtype, device_map, quantization; see
-            :func:`model.loading.load_model`.
+        loading: how the model is loaded: device, dtype, device_map, quantization, revision,
+            trust_remote_code; see :func:`model.loading.load_model`.
         progress: told about progress.
 
     Raises:

@@ -29,6 +29,7 @@ TENSORS_FILE: Final = "sightrail.safetensors"
 Kind = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 """The name of a defence, which is also the name of its folder in the library."""
 
+_VERSION: Final = 1
 _SAMPLED_ROWS: Final = 16
 # Half precision moves a row's norm by less than a thousandth; another training run by far more.
 _SAME: Final = 5e-3
@@ -91,7 +92,7 @@ class Manifest(BaseModel):
     results: dict[str, float] = Field(default_factory=dict)
     threshold: Threshold | None = None
     benign: tuple[float, ...] = ()
-    version: int = 1
+    version: int = _VERSION
 
 
 @dataclass(frozen=True)
@@ -161,15 +162,21 @@ def _row_norms(module: Any) -> list[float]:
 
 
 def save_artifact(folder: str | Path, artifact: Artifact) -> Path:
-    """Write an artifact; what the folder held under the same names is replaced."""
+    """Write an artifact; what the folder held under the same names is replaced, once all is there.
+
+    Raises:
+        OSError: it cannot be written; what the folder held is as it was.
+    """
     where = Path(folder)
     where.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in artifact.tensors.items()}
+    manifest = artifact.manifest.model_dump_json(indent=2) + "\n"
     # Not save_file: it makes files that nobody but their owner may read.
-    (where / TENSORS_FILE).write_bytes(save(tensors))
-    (where / MANIFEST_FILE).write_text(
-        artifact.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-    )
+    contents = {TENSORS_FILE: save(tensors), MANIFEST_FILE: manifest.encode()}
+    for name, content in contents.items():
+        (where / f"{name}.partial").write_bytes(content)
+    for name in contents:
+        (where / f"{name}.partial").replace(where / name)
     return where
 
 
@@ -193,6 +200,16 @@ def load_artifact(name: str | Path, kind: Kind) -> Artifact:
         raise ArtifactError(f"The {kind} artifact in {folder} is unreadable: {error}") from error
     if manifest.kind != kind:
         raise ArtifactError(f"{folder} holds a {manifest.kind} artifact, not a {kind} one.")
+    if manifest.version != _VERSION:
+        raise ArtifactError(
+            f"{folder} holds a {kind} artifact of format {manifest.version}, and this is a version "
+            f"of sightrail that reads format {_VERSION}; take another version of sightrail."
+        )
+    if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+        raise ArtifactError(
+            f"The {kind} artifact in {folder} is unreadable: {broken[0]} holds values that are no "
+            f"numbers; make it anew with `sightrail fit {kind}`."
+        )
     return Artifact(manifest, tensors)
 
 

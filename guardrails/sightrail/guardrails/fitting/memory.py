@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ConfigurationError, FitMemoryError
+from ..errors import ConfigurationError, FitMemoryError, UnsupportedModelError
 from ..model import doorway
 
 T = TypeVar("T")
@@ -212,7 +211,7 @@ class ScaledGradients:
         """The gradient for each of ``learnt``; None where the loss does not depend on it.
 
         Raises:
-            FloatingPointError: the loss is no number.
+            UnsupportedModelError: the loss is no number.
         """
         while True:
             scaled = loss * self._scale
@@ -221,8 +220,7 @@ class ScaledGradients:
             )
             if self._scale == 1 or all(g is None or bool(g.isfinite().all()) for g in found):
                 break
-            if not math.isfinite(float(loss.detach())):
-                raise FloatingPointError("the loss is no number")
+            require_numbers(loss.detach(), "The loss")
             self._scale /= 2
         if self._scale == 1:
             return list(found)
@@ -230,8 +228,27 @@ class ScaledGradients:
 
 
 def added(sums: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """The gradients of several pieces of one batch, added up."""
-    if len(sums) == 1:
-        return list(sums[0])
+    """The gradients of several pieces of one batch, added up.
+
+    Raises:
+        UnsupportedModelError: one holds values that are no numbers; nothing was moved by it yet.
+    """
     known = [[g for g in each if g is not None] for each in zip(*sums, strict=True)]
-    return [torch.stack(each).sum(dim=0) if each else None for each in known]
+    whole = [torch.stack(each).sum(dim=0) if each else None for each in known]
+    for gradient in whole:
+        if gradient is not None:
+            require_numbers(gradient, "A gradient")
+    return whole
+
+
+def require_numbers(values: Tensor, what: str) -> None:
+    """Make sure that there is no NaN and no infinity.
+
+    Raises:
+        UnsupportedModelError: there is; ``what`` names the values.
+    """
+    if not bool(values.isfinite().all()):
+        raise UnsupportedModelError(
+            f"{what} is no number in this model's number format; load it with dtype='bfloat16' or "
+            "'float32', and see what `sightrail doctor` says of its numbers."
+        )

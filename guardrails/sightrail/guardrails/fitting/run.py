@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import torch
 
 from ..datasets import Example
-from ..errors import ConfigurationError, ImageError
+from ..errors import CheckpointError, ConfigurationError, ImageError, UnsupportedModelError
 from ..intake import Limits
 from ..model.families import context_length, image_token_ids
 from ..model.messages import Conversation, read_messages
@@ -23,13 +26,16 @@ from ..model.screening_step import decode_conversation
 from ..progress import Progress
 from .artifacts import Artifact, Manifest, identify
 from .contract import FitData
-from .memory import Budget, Resources, in_pieces
+from .memory import Budget, Resources, in_pieces, require_numbers
 
 if TYPE_CHECKING:
     from ..model import LocalLVLM
+    from ..verdict import Verdict
 
 
 _KEY_FILE: Final = "run.json"
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Checkpoint:
@@ -47,7 +53,7 @@ class Checkpoint:
         self._folder, self._key = folder, key
         if folder is None or not (file := folder / _KEY_FILE).exists():
             return
-        if file.read_text(encoding="utf-8") != key:
+        if self._read(file, Path.read_text) != key:
             raise ConfigurationError(
                 f"{folder} belongs to a run with other settings, data or another model; remove it, "
                 "or give another folder."
@@ -57,22 +63,25 @@ class Checkpoint:
         """A state that was kept, on the CPU; None where there is none."""
         if self._folder is None or not (file := self._folder / f"{name}.pt").exists():
             return None
-        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        state: dict[str, Any] = self._read(
+            file, partial(torch.load, weights_only=True, map_location="cpu")
+        )
         return state
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Keep a state; an interrupted write leaves the last one as it was."""
-        if (folder := self._opened()) is not None:
-            partial = folder / f"{name}.partial"
-            torch.save(state, partial)
-            partial.replace(folder / f"{name}.pt")
+        with self._written() as folder:
+            if folder is not None:
+                unfinished = folder / f"{name}.partial"
+                torch.save(state, unfinished)
+                unfinished.replace(folder / f"{name}.pt")
 
     def results(self, name: str) -> dict[int, Any]:
         """The results of single requests that were noted, by their numbers."""
         if self._folder is None or not (file := self._folder / f"{name}.jsonl").exists():
             return {}
         found: dict[int, Any] = {}
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in self._read(file, Path.read_text).splitlines():
             try:
                 number, result = json.loads(line)
             except ValueError:  # the end of the process cut this line off
@@ -82,23 +91,53 @@ class Checkpoint:
 
     def note(self, name: str, results: dict[int, Any]) -> None:
         """Note the results of single requests; they have to be JSON values."""
-        if (folder := self._opened()) is not None:
-            lines = "".join(f"\n{json.dumps(item)}" for item in results.items())
-            with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-                file.write(lines)
+        with self._written() as folder:
+            if folder is not None:
+                lines = "".join(f"\n{json.dumps(item)}" for item in results.items())
+                with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(lines)
 
-    def _opened(self) -> Path | None:
-        """The folder, which says from its first file on what it belongs to."""
+    @contextmanager
+    def _written(self) -> Iterator[Path | None]:
+        """The folder, which says from its first file on what it belongs to.
+
+        Raises:
+            CheckpointError: it cannot be written; what it held before is as it was.
+        """
         folder = self._folder
-        if folder is not None and not (file := folder / _KEY_FILE).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(self._key, encoding="utf-8")
-            partial.replace(file)
-        return folder
+        try:
+            if folder is not None and not (file := folder / _KEY_FILE).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                unfinished = file.with_suffix(".partial")
+                unfinished.write_text(self._key, encoding="utf-8")
+                unfinished.replace(file)
+            yield folder
+        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+            raise CheckpointError(
+                f"The state of the fit cannot be written to {folder}: {_first_line(error)}. Make "
+                "room there, or give a folder that can be written; the same call goes on from "
+                "what was kept before."
+            ) from error
+
+    def _read(self, file: Path, reader: Callable[[Path], T]) -> T:
+        """What a file of the folder holds.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            return reader(file)
+        except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read again: {_first_line(error)}. Remove it, and the fit does "
+                "that part anew."
+            ) from error
 
 
-R = TypeVar("R")
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
 _KEPT_EVERY: Final = 50  # steps
 _KEPT_AFTER: Final = 60.0  # seconds, whichever comes first: a step at 7B may take as long
 
@@ -126,6 +165,24 @@ def conversation_of(example: Example) -> Conversation:
         ImageError: a picture cannot be read.
     """
     return decode_conversation(read_messages(example.messages()), Limits())
+
+
+def measured(verdict: Verdict, name: str) -> float:
+    """What a guardrail measured on a request.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out inside the guardrail, where it became its failure.
+        UnsupportedModelError: the guardrail failed for another reason.
+    """
+    if name in verdict.measures:
+        return verdict.measures[name]
+    why = verdict.summary()
+    if torch.OutOfMemoryError.__name__ in why:
+        raise torch.OutOfMemoryError(why)
+    raise UnsupportedModelError(
+        f"{verdict.guardrail} measures no {name} on this model: {why}. See what `sightrail doctor` "
+        "says of it."
+    )
 
 
 @dataclass
@@ -253,6 +310,8 @@ class FitRun:
 
         Raises:
             FitMemoryError: not even one request at a time fits.
+            UnsupportedModelError: the gradients are no numbers.
+            CheckpointError: the state cannot be written, or read again.
         """
         kept = self.checkpoint.load(what)
         done = 0
@@ -282,7 +341,13 @@ class FitRun:
         used: Sequence[Example],
         **counts: int | str,
     ) -> Artifact:
-        """The artifact, with a count of what it was fitted on and of what was left out."""
+        """The artifact, with a count of what it was fitted on and of what was left out.
+
+        Raises:
+            UnsupportedModelError: what was fitted holds values that are no numbers.
+        """
+        for name, tensor in tensors.items():
+            require_numbers(tensor, name)
         harmful = sum(example.harmful for example in used)
         data: dict[str, int | str] = {
             "harmful": harmful,

@@ -51,6 +51,8 @@ class Picture:
         views: every rendering that has to be screened, `image` first, all of its size or their own.
         scaled: `image` as a model's processor will have scaled it down, where that is known; these
             have to be screened too (see `scaling`).
+        kept: the part of `image` that a model's processor leaves of it, (left, top, right, bottom)
+            in its pixels; None where that is all, or no model is known.
         request: the words that came with it, for detectors that look at both together; others never
             see it (see `screening.asking`). Not shown by `repr`.
         coded: the bytes that every decoder reads as `image`, and their MIME type; None where there
@@ -60,6 +62,7 @@ class Picture:
     image: Image.Image
     views: tuple[Image.Image, ...]
     scaled: tuple[Image.Image, ...] = ()
+    kept: tuple[int, int, int, int] | None = None
     request: str = field(default="", repr=False)
     coded: tuple[bytes, str] | None = None
 

@@ -73,6 +73,12 @@ def apply_template(processor: Any, chat: Chat, tools: Sequence[Tool] = ()) -> st
             **more,
         )
     except Exception as error:
+        if not getattr(processor, "chat_template", None):
+            raise PromptError(
+                "This model has no chat template: it may be a base model that was never trained "
+                "to answer; take its chat or instruct version. Otherwise set "
+                "processor.chat_template, or put one into its folder as chat_template.jinja."
+            ) from error
         # Templates speak through jinja exceptions of many kinds: no template at all, an unknown
         # role, roles that do not alternate.
         raise PromptError(

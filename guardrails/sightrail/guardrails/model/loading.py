@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ..embedded import TESTBED, embedded_folder
@@ -55,8 +56,9 @@ def load_model(
 
     Raises:
         ConfigurationError: ``device`` beside ``device_map``, or an unknown dtype or quantization.
-        ModelLoadError: the files cannot be found or read, or a package that reads them is not
-            installed. Nothing else is loaded instead.
+        ModelLoadError: the files cannot be found or read, hold no model that reads pictures, lack
+            weights that it has, or hold weights that are no numbers; or a package that reads them
+            is not installed. Nothing else is loaded instead.
     """
     if device is not None and device_map is not None:
         raise ConfigurationError("Pass device or device_map, not both.")
@@ -74,14 +76,21 @@ def load_model(
     if device_map is not None:
         model_kwargs["device_map"] = device_map
     try:
+        loader = _loader(AutoConfig.from_pretrained(source, **where))
         processor = AutoProcessor.from_pretrained(source, **where)
-        kind = AutoConfig.from_pretrained(source, **where).model_type
-        loader = getattr(transformers, PART_OF.get(kind, ""), AutoModelForImageTextToText)
-        model: Any = loader.from_pretrained(source, dtype=number_format, **where, **model_kwargs)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        model, told = loader.from_pretrained(
+            source, dtype=number_format, output_loading_info=True, **where, **model_kwargs
+        )
+        _require_whole(model, told["missing_keys"])
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(_remedy(name, error, _TOO_LARGE)) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(_remedy(name, error)) from error
     if device_map is None and not is_quantized(model):
-        model = model.to(place)
+        try:
+            model = model.to(place)
+        except torch.OutOfMemoryError as error:
+            raise ModelLoadError(_remedy(name, error, _TOO_LARGE)) from error
     return model.eval(), processor
 
 
@@ -105,11 +114,49 @@ def _quantization(asked: QuantizationConfigMixin | str | None) -> QuantizationCo
     return made
 
 
-def _remedy(name: str | Path, error: Exception) -> str:
+def _loader(config: Any) -> Any:
+    """What loads a checkpoint with this config.
+
+    Raises:
+        ValueError: it has no model that reads pictures.
+    """
+    kind = config.model_type
+    if kind in PART_OF:
+        return getattr(transformers, PART_OF[kind])
+    loader: Any = AutoModelForImageTextToText
+    known = type(config) in loader._model_mapping or getattr(config, "auto_map", None)
+    if not known:
+        raise ValueError(f"{kind!r} is no model that reads pictures and writes text")
+    return loader
+
+
+def _require_whole(model: Any, missing: Iterable[str]) -> None:
+    """Make sure that every weight comes from the checkpoint, and is a number.
+
+    Raises:
+        ValueError: some are missing, which transformers would draw at random; or some are none.
+    """
+    if lost := sorted(missing):
+        raise ValueError(f"the checkpoint lacks {len(lost)} of its weights, such as {lost[0]}")
+    for name, weight in model.named_parameters():
+        if weight.device.type == "meta" or weight.dtype not in _FLOATS:
+            continue  # offloaded, or packed
+        if not bool(weight.detach().sum(dtype=torch.float32).isfinite()):
+            raise ValueError(f"the weights of {name} hold values that are no numbers")
+
+
+_FLOATS: Final = (torch.float32, torch.float16, torch.bfloat16)
+_TOO_LARGE: Final = (
+    "It does not fit into memory: load it in dtype='bfloat16', in quantization='4bit', or with "
+    "device_map='auto' over several devices."
+)
+
+
+def _remedy(name: str | Path, error: Exception, remedy: str = "") -> str:
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    return (
-        f"Cannot load the vision-language model {str(name)!r}: {reason[0]} "
-        "Pass a Hugging Face Hub id of an image-text-to-text model, a folder that holds one "
-        "(config, weights and processor), or 'testbed'. Offline, download it first with "
-        "`hf download <id>` or unset HF_HUB_OFFLINE."
+    return f"Cannot load the vision-language model {str(name)!r}: {reason[0].rstrip('. ')}. " + (
+        remedy
+        or "Pass a Hugging Face Hub id of an image-text-to-text model, a folder that holds "
+        "one (config, weights and processor), or 'testbed'. Where files are broken, download them "
+        "anew. Offline, download it first with `hf download <id>` or unset HF_HUB_OFFLINE."
     )

@@ -26,7 +26,7 @@ from .grammar import ResponseFormat, read_response_format
 from .loading import load_model
 from .messages import Conversation, GenerationOptions, Messages, read_messages, read_options
 from .pipeline import Pipeline
-from .preprocessing import seen_by
+from .preprocessing import shown_by
 from .prompt import PromptBuilder, tokenizer_lock
 from .screening_step import decode_conversation
 from .stack import build_stack
@@ -116,7 +116,7 @@ class LocalLVLM:
             )
         self.gather = gather
         gathering = Gathering() if gather is True else gather or None
-        scaling = partial(seen_by, processor)
+        scaling = partial(shown_by, processor)
         pipeline = Pipeline(self._host, guards, self.limits, scaling, gathering)
         self.evidence = evidence
         self._pipeline: Pipeline | JointDecision = pipeline

@@ -7,14 +7,17 @@ off.
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any, Final
 
+from ..carriers.loop import Shown
 from ..errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..screening.seen_by import Scaler, SeenAt
+    from ..verdict import Box
 
 
 _KEPT: Final = (
@@ -53,8 +56,49 @@ def padded_to_square(processor: Any) -> Any:
 
 
 def cuts_out(images: Any) -> bool:
-    """Whether an image processor shows the model only the middle of a picture."""
-    return bool(getattr(images, "do_center_crop", False)) and not pads_to_square(images)
+    """Whether an image processor shows the model only the middle of a picture.
+
+    LLaVA-NeXT's is told to as well, and does so to tiles alone, of which each is a square already.
+    """
+    crops = bool(getattr(images, "do_center_crop", False))
+    tiles = getattr(images, "image_grid_pinpoints", None)
+    return crops and not tiles and not pads_to_square(images)
+
+
+def shown_by(processor: Any, image: Image) -> Shown:
+    """What a model's processor makes of a picture, for screening."""
+    images = getattr(processor, "image_processor", None)
+    return Shown(seen_by(processor, image), kept_part(images, image.size))
+
+
+def kept_part(images: Any, size: tuple[int, int]) -> Box | None:
+    """The part of a picture that a processor leaves of it, in its pixels, rounded outwards.
+
+    Args:
+        images: an image processor.
+        size: (width, height) of the picture.
+
+    Returns:
+        None where it leaves all of it.
+    """
+    from ..screening.seen_by import target_size
+
+    if not cuts_out(images):
+        return None
+    asked = getattr(images, "size", None) if getattr(images, "do_resize", False) else None
+    scaled = size if not asked else target_size(size, _fixed_size(asked, size) or size)
+    crop = images.crop_size
+    left, right = _middle(size[0], scaled[0], crop["width"])
+    top, bottom = _middle(size[1], scaled[1], crop["height"])
+    return None if (left, top, right, bottom) == (0, 0, *size) else (left, top, right, bottom)
+
+
+def _middle(own: int, scaled: int, kept: int) -> tuple[int, int]:
+    """What the middle of a side is before it is scaled: from and to."""
+    if kept >= scaled:
+        return 0, own
+    before, share = (scaled - kept) // 2, own / scaled
+    return math.floor(before * share), min(own, math.ceil((before + kept + 1) * share))
 
 
 def pads_to_square(images: Any) -> bool:
@@ -97,7 +141,7 @@ def seen_by(processor: Any, image: Image) -> tuple[Image, ...]:
         return ()
     views: tuple[Image, ...] = ()
     if getattr(images, "do_resize", False):
-        size = _fixed_size(getattr(images, "size", None), image)
+        size = _fixed_size(getattr(images, "size", None), image.size)
         if pads_to_square(images):
             size = _in_a_square(images.size, image) or size
         views = () if size is None else scaled_views(image, [size], [_scaler(images)])
@@ -146,7 +190,7 @@ def _in_a_square(size: Any, image: Image) -> SeenAt | None:
     return max(1, round(image.width * share)), max(1, round(image.height * share))
 
 
-def _fixed_size(size: Any, image: Image) -> SeenAt | None:
+def _fixed_size(size: Any, shape: tuple[int, int]) -> SeenAt | None:
     """The size that a processor's `size` stands for; None where it depends on more than that."""
     if size is None:
         return None
@@ -160,5 +204,5 @@ def _fixed_size(size: Any, image: Image) -> SeenAt | None:
         return int(shortest)
     if not longest:
         return None
-    share = min(1.0, int(longest) / max(image.size))
-    return max(1, int(image.width * share)), max(1, int(image.height * share))
+    share = min(1.0, int(longest) / max(shape))
+    return max(1, int(shape[0] * share)), max(1, int(shape[1] * share))

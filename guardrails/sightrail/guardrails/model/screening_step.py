@@ -71,7 +71,7 @@ def screen_conversation(
     detectors: Sequence[Detector],
     policy: Policy,
     limits: Limits,
-    scaling: Scaling,
+    scaling: Scaling | None = None,
 ) -> ScreenedConversation:
     """Decode every picture, let each detector look at it, and do what the policy says.
 
@@ -83,7 +83,7 @@ def screen_conversation(
         detectors: asked one after the other.
         policy: what a verdict leads to, by surface.
         limits: what intake is willing to decode.
-        scaling: adds what the model will see to what is screened.
+        scaling: adds what the model will see to what is screened; None where that is not known.
 
     Raises:
         ImageRefused: the policy asks for an exception.

@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..fitting import Artifact, FitData, FitMethod, Fitted, Manifest, Report, Resources, identify
 from ..fitting.examples import split_by_label
 from ..fitting.report import draw_roc
-from ..fitting.run import FitRun
+from ..fitting.run import FitRun, measured
 from ..model.families import Host
 from ..model.interventions import Interventions, Stage
 from ..model.messages import Conversation
@@ -157,7 +157,7 @@ def _similarities(
 
     def work(part: Sequence[Example]) -> list[float]:
         answers = guarded.batch([example.messages() for example in part])
-        return [answer.verdicts[-1].measures["similarity"] for answer in answers]
+        return [measured(answer.verdicts[-1], "similarity") for answer in answers]
 
     return run.each(what, examples, work, most=_BATCH, more_tokens=_ASKED_AROUND)
 

@@ -177,6 +177,12 @@ class Moras:
                 "logits (final_logit_softcapping). Use SafetyPrefix or a defence on pixels."
             )
         self.artifact.require_model(host.model, host.name)
+        width = self.artifact.tensors[PROTOTYPES].shape[1]
+        if width != host.head.in_features:
+            raise ArtifactError(
+                f"The prototypes are {width} wide, and the hidden states of {host.name} "
+                f"{host.head.in_features}; make them anew with `sightrail fit moras`."
+            )
 
     def interventions(self, prompt: Prompt, host: Host) -> Interventions:
         """Run both calls before the answer and steer its first tokens by what they find.

@@ -13,7 +13,15 @@ from .calibrate_requests import Deciding, Promise, show_drift, show_threshold
 from .consoles import printable, progress, stderr
 from .errors import CLEAN, NOT_INSPECTED
 from .files import find_files
-from .models import load_detector
+from .models import (
+    Device,
+    DeviceMap,
+    Dtype,
+    Quantization,
+    Revision,
+    TrustRemoteCode,
+    load_detector,
+)
 
 if TYPE_CHECKING:
     from sightrail.guardrails import RiskDetector
@@ -75,27 +83,44 @@ def calibrate(
         Path | None,
         typer.Option(help=f"Where it goes: {_PICTURES_OUT}, or the folder {_REQUESTS_OUT}."),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps ...")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    quantization: Quantization = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Fit the decision threshold to pictures of the kind that will be screened.
 
     1 % at 95 % confidence needs 299 pictures, 99 on average; with fewer, the message says what can
     be promised. Use the result with `sightrail screen --settings FILE`, or put it beside the
     encoder's weights as screening.json. With --model it is the threshold of CASA or MoRAS on
-    requests, or that of one decision from all evidence, and an artifact is written. Exit status: 0;
-    1 when --check finds others than those of the calibration; 2 when some pictures could not be
-    read and do not count; 69 too few, or something cannot be loaded; 74 the file cannot be written.
+    requests, or that of one decision from all evidence, and an artifact is written. Without it,
+    --device and --dtype are the encoder's.
+
+    Exit status: 0; 1 when --check finds others than those of the calibration; 2 when some pictures
+    could not be read and do not count; 69 too few, or something cannot be loaded; 74 the file
+    cannot be written.
     """
     deciding = None
+    of_models = {
+        "device_map": device_map,
+        "quantization": quantization,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }
     if model is not None and stack is not None:
         named = {"moras": moras, "casa": casa}
         given = {kind: folder for kind, folder in named.items() if folder is not None}
-        deciding = Deciding(model, stack, given, encoder, device)
+        loading = {"device": device, "dtype": dtype, **of_models}
+        deciding = Deciding(model, stack, given, encoder, loading)
     elif model is not None or stack is not None:
         raise typer.BadParameter("--model and --stack go together.")
+    elif asked := [f"--{name.replace('_', '-')}" for name, value in of_models.items() if value]:
+        raise typer.BadParameter(f"{', '.join(asked)}: only a --model is loaded that way.")
     if check:
         status = (
-            _check(load_detector(encoder, device, settings=settings), check)
+            _check(load_detector(encoder, device, settings=settings, dtype=dtype), check)
             if deciding is None
             else deciding.check(check)
         )
@@ -106,7 +131,7 @@ def calibrate(
     if deciding is not None:
         deciding.calibrate(paths, promise, out or Path(_REQUESTS_OUT))
         raise typer.Exit(CLEAN)
-    detector = load_detector(encoder, device)
+    detector = load_detector(encoder, device, dtype=dtype)
     raise typer.Exit(_fit(detector, paths, attacks or [], promise, out or Path(_PICTURES_OUT)))
 
 

@@ -47,14 +47,14 @@ class Deciding:
             decision from all of their evidence.
         artifacts: folders of fitted defences, by kind.
         encoder: of a part that screens.
-        device: of the model.
+        loading: how the model is loaded, as ``load_model`` takes it; the encoder is on its device.
     """
 
     model: str
     stack: str
     artifacts: Mapping[str, str]
     encoder: str | None
-    device: str | None
+    loading: Mapping[str, Any]
 
     def calibrate(self, paths: Sequence[Path], promise: Promise, out: Path) -> None:
         """Fit on labelled requests, and write what `eval`, `serve` and the classes read."""
@@ -72,7 +72,7 @@ class Deciding:
         from sightrail.guardrails.fitting.calibration import check_requests
 
         guard = self._guard()
-        lvlm = load_model(self.model, [guard], self.device)
+        lvlm = load_model(self.model, [guard], **self.loading)
         drift = check_requests(lvlm, _examples(paths), guard.artifact)
         return show_drift(
             drift, guard.artifact.manifest.threshold, len(guard.artifact.manifest.benign)
@@ -89,7 +89,7 @@ class Deciding:
         return kind.from_pretrained(named.artifact("casa" if kind is Casa else "moras"))
 
     def _one(self, examples: Sequence[Example], promise: Promise, out: Path) -> Threshold | None:
-        lvlm = load_model(self.model, device=self.device)
+        lvlm = load_model(self.model, **self.loading)
         fitted = self._guard().calibrate(
             lvlm,
             examples,
@@ -116,7 +116,7 @@ class Deciding:
         from sightrail.guardrails.fitting import identify
 
         looks = screens(self.stack)
-        detector: Any = load_detector(self.encoder, self.device) if looks else Blind()
+        detector: Any = load_detector(self.encoder, self.loading["device"]) if looks else Blind()
         supplies = Supplies(
             detector,
             artifacts_for(self.model, self.artifacts),
@@ -124,7 +124,7 @@ class Deciding:
             self.encoder,
         )
         guards = build_stack(self.stack, supplies)
-        lvlm = load_model(self.model, guards, self.device, policy=Policy(monitor=True))
+        lvlm = load_model(self.model, guards, policy=Policy(monitor=True), **self.loading)
         found: dict[bool, list[tuple[Verdict, ...]]] = {True: [], False: []}
         order = np.random.default_rng(0).permutation(len(examples))
         with progress("asking", len(examples)) as bar:

@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from sightrail.guardrails.errors import SightrailError
+from sightrail.guardrails.errors import CheckpointError, SightrailError
 
 from .consoles import stderr
 
@@ -29,6 +29,10 @@ USAGE: Final = 64
 UNAVAILABLE: Final = 69
 NOT_WRITTEN: Final = 74
 
+_SMALLER: Final = (
+    "Load the model in --dtype bfloat16, in --quantization 4bit or over several devices "
+    "(--device-map auto), or give it smaller pictures."
+)
 _TYPER_USAGE: Final = 2  # typer's own status for a wrong command line; ours means something else
 
 
@@ -36,6 +40,8 @@ _TYPER_USAGE: Final = 2  # typer's own status for a wrong command line; ours mea
 def _statuses() -> Iterator[None]:
     try:
         yield
+    except CheckpointError as error:
+        raise _ended(str(error), NOT_WRITTEN) from error
     except SightrailError as error:
         raise _ended(str(error), UNAVAILABLE) from error
     except OSError as error:
@@ -45,6 +51,8 @@ def _statuses() -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
+            raise _ended(f"Memory ran out: {error} {_SMALLER}", UNAVAILABLE) from error
         if getattr(error, "exit_code", None) == _TYPER_USAGE:
             error.exit_code = USAGE  # type: ignore[attr-defined]
         raise

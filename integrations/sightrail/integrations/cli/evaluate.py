@@ -9,7 +9,7 @@ import typer
 
 from .consoles import printable, progress, stderr, stdout
 from .judges import judge_named
-from .models import Device, DeviceMap, Dtype, Quantization
+from .models import Device, DeviceMap, Dtype, Quantization, Revision, TrustRemoteCode
 from .tables import report_tables
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def evaluate(
     dtype: Dtype = None,
     device_map: DeviceMap = None,
     quantization: Quantization = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     timing: Annotated[bool, typer.Option(help="Measure time against the bare model.")] = True,
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write the report here.")
@@ -83,12 +85,26 @@ def evaluate(
     """Measure attack success, over-refusal, accuracy, detection and time.
 
     Every figure carries its 95 % interval and n; the same items, prompts and decoding for each row.
-    What a judge could not judge counts against the stack, and is shown.
+    What a judge could not judge counts against the stack, and is shown. --judge-local is loaded as
+    --model is, but for --revision.
     """
     from sightrail.guardrails import evaluation  # loads torch
 
+    loading = _named(
+        device=device,
+        dtype=dtype,
+        device_map=device_map,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code or None,
+    )
     judged_by = judge_named(
-        judge, judge_url, judge_model, judge_local, judge_prompt, pictures=judge_pictures
+        judge,
+        judge_url,
+        judge_model,
+        judge_local,
+        judge_prompt,
+        pictures=judge_pictures,
+        loading=loading,
     )
     with progress("evaluating", None) as bar:
         report = evaluation.evaluate(
@@ -104,9 +120,7 @@ def evaluate(
             timing=timing,
             max_new_tokens=max_new_tokens,
             folder=run,
-            loading=_named(
-                device=device, dtype=dtype, device_map=device_map, quantization=quantization
-            ),
+            loading={**loading, **_named(revision=revision)},
             progress=lambda label, done, total: bar.update(
                 bar.task_ids[0], description=label, completed=done, total=total
             ),
@@ -154,6 +168,6 @@ def _source(benchmarks: list[str] | None, n: int | None, seed: int) -> Source | 
     return None if not found else found[0] if len(found) == 1 else Together(found)
 
 
-def _named(**given: str | None) -> dict[Any, Any]:
+def _named(**given: str | bool | None) -> dict[Any, Any]:
     """What was given on the command line."""
     return {name: value for name, value in given.items() if value is not None}

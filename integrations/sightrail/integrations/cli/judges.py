@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -22,6 +23,7 @@ def judge_named(
     prompt: Path | None,
     *,
     pictures: bool,
+    loading: Mapping[str, Any] | None = None,
 ) -> Judge | None:
     """The judge; None for the one that fits the source.
 
@@ -32,6 +34,7 @@ def judge_named(
         local: or a model to load here.
         prompt: a prompt of one's own.
         pictures: whether it sees the pictures.
+        loading: how a model to load here is loaded, as ``load_model`` takes it.
 
     Raises:
         ConfigurationError: there is none of that name, or a setting is not possible.
@@ -54,6 +57,6 @@ def judge_named(
         )
     profile = answer_profile(name, prompt)
     if local is not None:
-        return ModelJudge(LocalJudge.from_pretrained(local, profile), pictures)
+        return ModelJudge(LocalJudge.from_pretrained(local, profile, **loading or {}), pictures)
     endpoint = Endpoint(base_url=url or "", model=model or "", api_key=os.environ.get(KEY) or None)
     return ModelJudge(EndpointJudge(endpoint, profile), pictures)

@@ -94,9 +94,7 @@ class RequestGuard:
     def _seen(self, conversation: Conversation) -> tuple[Verdict, ...]:
         from ...model.screening_step import screen_conversation
 
-        return screen_conversation(
-            conversation, self.detectors, self.policy, self.limits, lambda image: ()
-        ).verdicts
+        return screen_conversation(conversation, self.detectors, self.policy, self.limits).verdicts
 
     def _verdict(self, risk: TextRisk | NotInspected) -> Verdict:
         if isinstance(risk, NotInspected):
