@@ -15,6 +15,7 @@ from llama_index.core.schema import (
     BaseNode,
     ImageNode,
     MediaResource,
+    MetadataMode,
     Node,
     NodeRelationship,
     NodeWithScore,
@@ -69,12 +70,12 @@ def test_masked_nodes_keep_everything_but_the_risky_place(detector: RedDetector)
     assert node.image_mimetype == "image/png"
 
 
-def test_the_tag_is_flat_and_neither_models_nor_embeddings_read_it(detector: RedDetector) -> None:
+def test_nobody_is_told_of_the_tag(detector: RedDetector) -> None:
     (kept,) = retrieve(detector, image(RISKY, text="a caption"), monitor=True)
-    assert isinstance(kept.metadata["sightrail"], str)
+    assert kept.metadata == {}
     assert same(pictures_in(kept.node), risky := next(pictures_in(image(RISKY))))
     assert risky.size == (40, 32)
-    for mode in ("llm", "embed"):
+    for mode in MetadataMode:
         assert kept.node.get_content(mode) == "a caption"
     marker = read_marker(kept)
     assert marker is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.extractors import SummaryExtractor
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
+from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import ImageDocument, ImageNode, MetadataMode, NodeWithScore
 from llama_index.core.storage.docstore import SimpleDocumentStore
@@ -100,6 +103,7 @@ def test_what_was_screened_comes_back_from_a_store_as_it_was(
     for hit in found:
         assert "sightrail" not in hit.node.get_content(MetadataMode.LLM)
         assert "sightrail" not in hit.node.get_content(MetadataMode.EMBED)
+        assert "verdict" not in hit.node.get_content(MetadataMode.ALL)
     detector = Named()
     again = ImageRiskPostprocessor(detector=detector).postprocess_nodes(found)
     assert len(detector.seen) == 2
@@ -143,6 +147,36 @@ def test_an_index_and_a_docstore_are_persisted_and_hold_no_raw_picture(
     marker = read_marker(back.get_document("risky.png"))
     assert marker is not None
     assert [v.action for v in marker.verdicts] == ["mask"]
+
+
+def test_a_splitter_behind_the_guard_stores_a_picture_once_and_keeps_its_record(
+    documents: list[Any],
+) -> None:
+    screened = guard()(documents)
+    assert all(type(d).class_name() == "ImageDocument" and d.resolve_image() for d in screened)  # type: ignore[attr-defined]
+    for before, node in zip(screened, SentenceSplitter()(screened), strict=True):
+        assert isinstance(before, ImageDocument)
+        assert isinstance(node, ImageNode)
+        written = json.dumps(node.to_dict())
+        assert node.image
+        assert written.count(node.image) == 1
+        assert read_marker(node) == read_marker(before) is not None
+        assert json.dumps(before.to_dict()).count(node.image) == 1
+
+
+def test_extractors_tell_their_model_nothing_of_verdicts(documents: list[Any]) -> None:
+    asked: list[str] = []
+
+    class Telling(MockLLM):
+        def complete(self, prompt: str, *args: Any, **kwargs: Any) -> Any:
+            asked.append(prompt)
+            return super().complete(prompt, *args, **kwargs)
+
+    nodes = SentenceSplitter()(guard()(documents))
+    SummaryExtractor(llm=Telling(), metadata_mode=MetadataMode.ALL, num_workers=1)(nodes)
+    assert len(asked) == 2
+    assert all("a page" in prompt and "file_name" in prompt for prompt in asked)
+    assert not any("verdict" in prompt or "flagged" in prompt for prompt in asked)
 
 
 @pytest.mark.parametrize("strategy", [DocstoreStrategy.UPSERTS, DocstoreStrategy.DUPLICATES_ONLY])

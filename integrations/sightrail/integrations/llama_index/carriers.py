@@ -20,7 +20,14 @@ from llama_index.core.base.llms.types import (
     ImageBlock,
     TextBlock,
 )
-from llama_index.core.schema import BaseNode, ImageNode, MediaResource, QueryBundle, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    ImageDocument,
+    ImageNode,
+    MediaResource,
+    QueryBundle,
+    TextNode,
+)
 from llama_index.core.utils import resolve_binary
 from pydantic import AnyUrl
 
@@ -57,6 +64,19 @@ class TextAddress(str, AnyUrl):
 
     def __init__(self, address: Any) -> None:
         AnyUrl.__init__(self, str(address))
+
+
+class ScreenedDocument(ImageDocument):
+    """An ImageDocument that holds its picture twice, as data and as an address of the same data.
+
+    ``resolve_image`` reads the one and stores keep the other (see ``read_resource``). Splitters
+    would copy both into every node.
+    """
+
+    @property
+    def image_url(self) -> str | None:
+        """Where the picture is, unless it is here."""
+        return None if self.image is not None else super().image_url
 
 
 def kind_of(block: Any) -> str:
@@ -254,6 +274,8 @@ def changed_node(node: BaseNode, changed: dict[str, Any]) -> BaseNode:
         notes += [value] if noted else []
         fields[name] = None if noted else value
     copy = node.model_copy(update=fields)
+    if isinstance(copy, ImageDocument):
+        copy = ScreenedDocument.model_construct(**copy.__dict__)
     if isinstance(copy, ImageNode) and isinstance(picture, str):
         copy = _without_picture(copy)
     return _with_notes(copy, notes) if notes else copy

@@ -1,17 +1,20 @@
 """What screening leaves behind: the verdicts, on the message or node they belong to.
 
-On a node they stand in ``node.metadata["sightrail"]`` as one text, because many vector stores take
-flat metadata only, kept from the texts that models and embeddings see. Whatever a message holds is
-written into prompts (LlamaIndex's history strings) or sent to a provider, and so its marker stands
-beside its fields: copies, pickles and memories in this process keep it, its JSON does not. A marker
-permits nothing: one that says "refused" refuses, any other is history.
+On a node they stand as one text among ``excluded_llm_metadata_keys``. Splitters hand that list on
+and every store keeps it, and it is told to nobody; an entry of ``metadata`` would be, wherever
+texts are made with ``MetadataMode.ALL`` (prompts of metadata extractors, by default).
+
+Whatever a message holds is written into prompts (LlamaIndex's history strings) or sent to a
+provider, and so its marker stands beside its fields: copies, pickles and memories in this process
+keep it, its JSON does not. A marker permits nothing: one that says "refused" refuses, any other is
+history.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import BaseNode, NodeWithScore
@@ -22,12 +25,16 @@ from sightrail.guardrails.verdict import Verdict
 
 Holder = ChatMessage | ToolOutput | BaseNode
 
+_ON_NODE: Final = f"{KEY}:"
+
 
 def read_marker(holder: Holder | NodeWithScore) -> Marker | None:
     """The marker on a message, a tool's output or a node; None where none is readable."""
     if isinstance(holder, ChatMessage | ToolOutput):
         return Marker.read(_beside(holder).get(KEY))
-    return Marker.read(holder.metadata.get(KEY))
+    node = holder.node if isinstance(holder, NodeWithScore) else holder
+    found = [key for key in node.excluded_llm_metadata_keys if key.startswith(_ON_NODE)]
+    return Marker.read(found[-1].removeprefix(_ON_NODE)) if found else None
 
 
 def is_refused(messages: Sequence[ChatMessage]) -> bool:
@@ -67,10 +74,10 @@ def _beside(holder: ChatMessage | ToolOutput) -> Mapping[str, Any]:
 
 
 def _mark_node(node: BaseNode, marker: Marker) -> BaseNode:
-    """As text, which every store keeps in a node's metadata."""
-    return with_metadata(
-        node, KEY, json.dumps(marker.after(Marker.read(node.metadata.get(KEY))).to_json())
-    )
+    text = json.dumps(marker.after(read_marker(node)).to_json())
+    others = [key for key in node.excluded_llm_metadata_keys if not key.startswith(_ON_NODE)]
+    keys = [*others, _ON_NODE + text]
+    return node.model_copy(update={"excluded_llm_metadata_keys": keys})
 
 
 def with_metadata(node: BaseNode, key: str, text: str) -> BaseNode:

@@ -26,7 +26,11 @@ from .marks import with_metadata
 from .screening import LLAMA_INDEX, ImageScreen
 
 SEEN: Final = "sightrail_seen"
-"""The key under which a node says which very pictures were looked at, by whom."""
+"""The key under which a node says which very pictures were looked at, by whom.
+
+A digest that stands in the metadata on purpose, unlike the verdicts: caches of ingestion pipelines
+tell nodes apart by text and metadata alone, and by this they tell their pictures apart as well.
+"""
 
 _TOLD: Final = 20  # nodes that are named in one line of the log
 

@@ -28,8 +28,8 @@ class ImageRiskTransform(NodeGuard, TransformComponent, extra="forbid"):
       then hold what was screened alone, and a document that was left out is unknown to both and
       comes again with the next run. A docstore keeps documents as they were given to the pipeline,
       raw pictures included, whatever its steps do.
-    - as a step, behind a splitter: splitters copy a document's picture into their nodes twice, once
-      by data and once by address.
+    - as a step, before or behind a splitter. Splitters copy an ImageDocument's picture into every
+      node they make of its text.
 
     The pipeline's cache keys a step by its settings, the detector's and the policy's included, and
     a node by its text and metadata and not by its picture: give nodes metadata that tells their
