@@ -81,6 +81,7 @@ PUBLIC = {
         "RefusalGate",
         "ScreenImages",
         "guardalign",
+        "hide_images",
         "read_marker",
     ],
     "sightrail.integrations.langchain": [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .refusal_gate import RefusalGate
     from .screen_images import ScreenImages
     from .visual_prompt import BorderImages
-    from .walk import Marker, read_marker
+    from .walk import Marker, hide_images, read_marker
     from .whole_stack import guardalign
 
 _HOME: Final = {
@@ -27,6 +27,7 @@ _HOME: Final = {
     "RefusalGate": "refusal_gate",
     "ScreenImages": "screen_images",
     "guardalign": "whole_stack",
+    "hide_images": "walk",
     "read_marker": "walk",
 }
 
@@ -39,6 +40,7 @@ __all__ = [
     "RefusalGate",
     "ScreenImages",
     "guardalign",
+    "hide_images",
     "read_marker",
 ]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, BaseMessageChunk, convert_to_messages
@@ -21,7 +21,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import Field
 
 from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened
-from sightrail.guardrails.carriers.walk import leave, same_items, settled
+from sightrail.guardrails.carriers.walk import same_items, settled
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy, refusal_error
@@ -33,10 +33,6 @@ from .walk import LANGCHAIN, answered, marked_verdicts, messages_of, refused_for
 
 if TYPE_CHECKING:
     from .guarded_model import GuardedChatModel, GuardedModel
-
-
-_HIDDEN: Final = "[image]"
-"""What traces show in the place of a picture."""
 
 
 class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
@@ -69,7 +65,7 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
             default puts a note in their place, in the inputs of this runnable and of the guarded
             models made by ``guard``. What runs around it (the chain, the prompt) is the
             framework's own and shows what it was given; so do ``transform`` and ``generate``, which
-            LangChain traces before they get here. LangSmith's ``hide_inputs`` covers these.
+            LangChain traces before they get here. ``hide_images`` is for these.
 
     Raises:
         ImageRefused: the policy refuses a picture, or says ``raise``. The message is the text of
@@ -143,10 +139,10 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
         return replace(outcome, value=value, refused=refused)
 
     def hidden(self, value: Any) -> Any:
-        """What traces may show of a value that has not been screened."""
+        """What traces may show of a value that has not been screened; see ``hide_images``."""
         if self.trace_images:
             return value
-        return LANGCHAIN.walk(lambda carrier: carrier.note(_HIDDEN), leave, "user")(value)
+        return LANGCHAIN.hidden(value)
 
     @property
     def _loop(self) -> PictureLoop:

@@ -80,14 +80,14 @@ class Walk(walk.Walk):
     _describing = False
     """Inside metadata, where a dict describes something and is no block itself."""
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: Any, *, opaque: bool = False) -> Any:
         """The value with every carrier replaced; a dict is a holder of its own."""
         if not isinstance(value, dict):
-            return self._data(value, 0)
+            return self._data(value, 0, opaque)
         if _is_message_like(value):  # a list of one, because there it becomes a real message
-            (seen,) = self._items([value], 0)
+            (seen,) = self._items([value], 0, opaque)
             return seen
-        return self._holding(value, lambda entries, depth: self._mapping(entries, depth, False), 0)
+        return self._holding(value, lambda entries, depth: self._mapping(entries, depth, opaque), 0)
 
     def _surface_of(self, holder: Any) -> Surface | None:
         return surface_of(holder)
@@ -429,3 +429,18 @@ def _was_refused(value: Any) -> bool:
 
 
 LANGCHAIN: Final = Framework(Walk, write_marker, _was_refused, note_on_run)
+
+
+def hide_images(value: Any) -> Any:
+    """A value with ``[image]`` in the place of whatever may be a picture; nothing is screened.
+
+    For what shows an app's data to people or keeps it: LangSmith's
+    ``Client(hide_inputs=hide_images, hide_outputs=hide_images)``, the ``mask`` of other tracers, an
+    event of ``astream_events`` or a state on its way into a log. A guard changes what comes behind
+    it; this reaches what no guard can: the inputs of a run, a tool's own output, the state before
+    the first node. Text, ids and other data stay, and a value without pictures is the same object.
+
+    Args:
+        value: messages, documents, prompt values, dicts, lists, serialised runs; not changed.
+    """
+    return LANGCHAIN.hidden(value)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _LATE: Final = NotInspected(reason="failed", detail="the pictures were not read in time")
 
+_HIDDEN: Final = "[image]"
 
 class Shown(NamedTuple):
     """What a model's processor makes of a picture.
@@ -185,7 +186,7 @@ class Framework:
         report: tells the framework's own tracing (component, verdicts, refused=...).
     """
 
-    walk: Callable[[Place, Stamp, Surface], Callable[[Any], Any]] = Walk
+    walk: Callable[[Place, Stamp, Surface], Walk] = Walk
     mark: Callable[..., Any] = _mark_nothing
     was_refused: Callable[[Any], bool] = _never
     report: Callable[..., None] = _tell_nobody
@@ -200,6 +201,10 @@ class Framework:
 
         self.walk(note_down, leave, surface)(value)
         return found
+
+    def hidden(self, value: Any) -> Any:
+        """A value of any kind for traces: ``[image]`` stands for whatever may be a picture."""
+        return self.walk(lambda carrier: carrier.note(_HIDDEN), leave, "user")(value, opaque=True)
 
 
 @dataclass(frozen=True)

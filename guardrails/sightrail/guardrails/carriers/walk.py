@@ -225,9 +225,9 @@ class Walk:
         self._words: Callable[[], str] = str
         self._surface: Surface = surface
 
-    def __call__(self, value: Any) -> Any:
-        """The value with every carrier replaced."""
-        return self._data(value, 0)
+    def __call__(self, value: Any, *, opaque: bool = False) -> Any:
+        """The value with every carrier replaced; with `opaque`, objects that are none may pass."""
+        return self._data(value, 0, opaque)
 
     # What a framework adds
 

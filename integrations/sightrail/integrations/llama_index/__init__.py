@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .postprocessor import ImageRiskPostprocessor
     from .screening import ImageScreen
     from .tools import guard_tool
+    from .traces import hide_images_from
     from .transform import ImageRiskTransform
     from .visual_prompt import ImageBorderPostprocessor
     from .workflow import (
@@ -41,6 +42,7 @@ _HOME: Final = {
     "ReviewedEvent": "workflow",
     "guard_llm": "guarded_llm",
     "guard_tool": "tools",
+    "hide_images_from": "traces",
     "read_marker": "marks",
 }
 
@@ -58,6 +60,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as every package here has it
     "ReviewedEvent",
     "guard_llm",
     "guard_tool",
+    "hide_images_from",
     "read_marker",
 ]
 
