@@ -31,7 +31,9 @@ from langchain_core.runnables import ConfigurableField, RunnableConfig, Runnable
 from PIL import Image
 from pydantic import ValidationError
 
+from bad_pictures import encoded
 from chain_helpers import (
+    CARRIERS,
     CLEAN,
     REMOTE,
     RISKY,
@@ -45,7 +47,8 @@ from chain_helpers import (
     risky_picture,
     text64,
 )
-from sightrail.guardrails import ImageRefused, Limits, Picture, Policy
+from sightrail.guardrails import CachedDetector, ImageRefused, Limits, Picture, Policy
+from sightrail.guardrails.testing import StubDetector
 from sightrail.runnables import ScreenImages, read_marker
 
 REFUSE, DROP = Policy(on_flagged="refuse"), Policy(on_flagged="drop")
@@ -430,3 +433,19 @@ def test_something_that_cannot_screen_is_no_detector() -> None:
         ScreenImages(detector=object())
     with pytest.raises(ValidationError):
         ScreenImages(detector=RedDetector(), plicy=DROP)
+
+
+def test_a_long_history_is_looked_at_once_and_keeps_its_pictures() -> None:
+    history: list[Any] = []
+    for number in range(100):
+        image = Image.new("RGB", (48, 48), (number, 90, 90))
+        drawn = [CARRIERS["standard base64"](encoded(image))] if number % 2 else []
+        history += [HumanMessage([{"type": "text", "text": "and?"}, *drawn]), AIMessage("a")]
+        if number == 50:
+            history.append(ToolMessage([{"type": "text", "text": "a page"}], tool_call_id="1"))
+    look = ScreenImages(detector=CachedDetector(stub := StubDetector()))
+    for _ in range(2):
+        asked = [*history, HumanMessage("and now?")]
+        seen = look.invoke(asked)
+        assert [message.content for message in seen] == [message.content for message in asked]
+    assert len(stub.seen) == 50

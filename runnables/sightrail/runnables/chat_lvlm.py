@@ -20,6 +20,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, Field, PrivateAttr
 
+from sightrail.guardrails.carriers.conversation import answered, refused_for_good
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.model.screening_step import ScreenedConversation
@@ -39,7 +40,7 @@ from .turns import (
     read_conversation,
     refusal_fields,
 )
-from .walk import answered, is_refused, marked_verdicts, refused_for_good
+from .walk import LANGCHAIN, is_refused, marked_verdicts
 
 if TYPE_CHECKING:
     from sightrail.guardrails import Answer, AnswerChunk, LocalLVLM
@@ -370,8 +371,8 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
 
     def _read(self, messages: Sequence[BaseMessage]) -> ScreenedConversation:
         """What the model is asked; nothing where an earlier step of the chain has refused."""
-        count = answered(messages)
-        if is_refused(messages[count:]) or refused_for_good(messages[:count]):
+        count = answered(messages, LANGCHAIN)
+        if is_refused(messages[count:]) or refused_for_good(messages[:count], LANGCHAIN):
             return ScreenedConversation(None, marked_verdicts(messages))
         return ScreenedConversation(read_conversation(messages))
 

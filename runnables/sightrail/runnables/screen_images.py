@@ -20,6 +20,7 @@ from langchain_core.runnables import (
 from langchain_core.runnables.base import RunnableBindingBase
 from pydantic import Field
 
+from sightrail.guardrails.carriers.conversation import Turns, answered, screen_turns
 from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened
 from sightrail.guardrails.carriers.walk import same_items, settled
 from sightrail.guardrails.errors import ImageRefused
@@ -29,7 +30,7 @@ from sightrail.guardrails.strict import DetectorField, StrictModel
 from sightrail.guardrails.verdict import Verdict
 
 from .checked import Passing
-from .walk import LANGCHAIN, answered, marked_verdicts, messages_of, refused_for_good
+from .walk import LANGCHAIN, marked_verdicts, messages_of
 
 if TYPE_CHECKING:
     from .guarded_model import GuardedChatModel, GuardedModel
@@ -105,38 +106,16 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
         """``screen`` for conversations; only what is new in each can refuse it.
 
         A picture that was refused in an earlier turn is taken out in every later one, but does not
-        refuse them. The limits on one request hold for the earlier turns and for the new one, each.
+        refuse them. The limits on one request hold for the newest turn, and for every earlier
+        message by itself. A detector that wants the words of the request gets the user's.
         """
-        parts = [_turns(request) for request in requests]
-        earlier = [past for past, _ in parts if past]
-        whole = [*requests, *(r for r, (past, _) in zip(requests, parts, strict=True) if past)]
-        outcomes = self._loop.screen([newest for _, newest in parts] + earlier, requests=whole)
-        pasts = iter(outcomes[len(parts) :])
+        conversations = [_turns(request) for request in requests]
         return [
-            self._joined(request, past, next(pasts), newest, outcome) if past else outcome
-            for request, (past, newest), outcome in zip(requests, parts, outcomes, strict=False)
+            _joined(request, turns, past, outcome)
+            for request, turns, (past, outcome) in zip(
+                requests, conversations, screen_turns(self._loop, conversations), strict=True
+            )
         ]
-
-    def _joined(
-        self,
-        request: Any,
-        past: list[BaseMessage],
-        seen: Screened | ImageRefused,
-        newest: list[BaseMessage],
-        outcome: Screened | ImageRefused,
-    ) -> Screened | ImageRefused:
-        """The outcome of a conversation, from that of its past and that of its newest turn."""
-        if isinstance(outcome, ImageRefused):
-            return outcome
-        if isinstance(seen, ImageRefused):
-            quiet = self.model_copy(update={"policy": without_raise(self.policy)})
-            (seen,) = quiet.screen([past])
-            if isinstance(seen, ImageRefused):  # nothing asks for it any more: refuse it
-                return seen
-        messages = [*seen.value, *outcome.value]
-        value = request if same_items(messages, [*past, *newest]) else _like(request, messages)
-        refused = outcome.refused or refused_for_good(past)
-        return replace(outcome, value=value, refused=refused)
 
     def hidden(self, value: Any) -> Any:
         """What traces may show of a value that has not been screened; see ``hide_images``."""
@@ -294,7 +273,7 @@ def told_verdicts(request: Any, outcome: Screened) -> tuple[Verdict, ...]:
     return outcome.verdicts or marked_verdicts(messages_of(request))
 
 
-def _turns(request: Any) -> tuple[list[BaseMessage], Any]:
+def _turns(request: Any) -> Turns:
     """The turns that have an answer, and the rest; a request that is no conversation is the rest.
 
     What cannot be read as messages is the rest as well, so that everything in it can refuse.
@@ -305,11 +284,22 @@ def _turns(request: Any) -> tuple[list[BaseMessage], Any]:
         try:
             messages = list(convert_to_messages(request))
         except (ValueError, TypeError, KeyError, NotImplementedError):
-            return [], request
+            return Turns([], request, [request])
     else:
-        return [], request
-    count = answered(messages)
-    return (messages[:count], messages[count:]) if count else ([], request)
+        return Turns([], request, [request])
+    count = answered(messages, LANGCHAIN)
+    return Turns(messages[:count], messages[count:] if count else request, messages)
+
+
+def _joined(
+    request: Any, turns: Turns, past: list[BaseMessage], outcome: Screened | ImageRefused
+) -> Screened | ImageRefused:
+    """The outcome of a whole request."""
+    if isinstance(outcome, ImageRefused) or not past:
+        return outcome
+    messages = [*past, *outcome.value]
+    same = same_items(messages, [*turns.past, *turns.newest])
+    return replace(outcome, value=request if same else _like(request, messages))
 
 
 def _like(request: Any, messages: list[BaseMessage]) -> Any:
@@ -319,17 +309,6 @@ def _like(request: Any, messages: list[BaseMessage]) -> Any:
     if isinstance(request, PromptValue):
         return ChatPromptValue(messages=messages)
     return tuple(messages) if isinstance(request, tuple) else messages
-
-
-def without_raise(policy: Policy) -> Policy:
-    """The same policy, with refusals in place of exceptions."""
-
-    def quiet(rule: Any) -> Any:
-        if isinstance(rule, dict):
-            return {key: quiet(item) for key, item in rule.items()}
-        return "refuse" if rule == "raise" else rule
-
-    return Policy.model_validate(quiet(policy.model_dump()))
 
 
 def _is_model(runnable: Any) -> bool:

@@ -218,20 +218,6 @@ class Walk(walk.Walk):
         changed = {key: value for key, value in seen.items() if value is not arguments[key]}
         return self._entries(with_entries(block, changed), depth, skipping=CALL_ARGUMENTS)
 
-    def _texts(self, value: Any, depth: int) -> Any:
-        """JSON in which nothing but texts is looked into."""
-        if isinstance(value, str):
-            return self._text(value)
-        if depth > MAX_DEPTH:
-            return self._place(too_deep(value, str))
-        if isinstance(value, dict):
-            seen = {key: self._texts(item, depth + 1) for key, item in value.items()}
-            return with_entries(value, {k: v for k, v in seen.items() if v is not value[k]})
-        if isinstance(value, list | tuple):
-            items = [self._texts(item, depth + 1) for item in value]
-            return value if same_items(items, value) else rebuilt(value, items)
-        return value
-
     def _result(self, block: dict[str, Any], depth: int) -> Any:
         if isinstance(block.get("content"), list | tuple):
             content = self._blocks(block["content"], depth + 1)
@@ -320,31 +306,6 @@ def is_refused(messages: Iterable[Any]) -> bool:
     return any(says_refused(m.additional_kwargs) for m in messages if isinstance(m, BaseMessage))
 
 
-def answered(messages: Sequence[BaseMessage]) -> int:
-    """How many messages belong to turns that a model has answered; what follows is the request.
-
-    An answer that is only begun, at the very end, is part of the request.
-    """
-    end = len(messages)
-    while end and surface_of(messages[end - 1]) == "ai":
-        end -= 1
-    return next((i for i in range(end, 0, -1) if surface_of(messages[i - 1]) == "ai"), 0)
-
-
-def refused_for_good(past: Iterable[Any]) -> bool:
-    """Whether a marker in turns that have an answer refuses later ones too.
-
-    A refused picture was taken out, and that was that. A request that was refused as a whole is
-    still there, and a marker that does not say what was refused may be about one.
-    """
-    for message in past:
-        if is_refused([message]):
-            subjects = {verdict.subject for verdict in marked_verdicts([message])}
-            if subjects != {"picture"}:
-                return True
-    return False
-
-
 def marked_verdicts(messages: Iterable[Any]) -> tuple[Verdict, ...]:
     """The verdicts on all messages, in order."""
     markers = [read_marker(m) for m in messages if isinstance(m, BaseMessage)]
@@ -428,7 +389,13 @@ def _was_refused(value: Any) -> bool:
     return is_refused(messages_of(value))
 
 
-LANGCHAIN: Final = Framework(Walk, write_marker, _was_refused, note_on_run)
+def _marker_on(value: Any) -> Marker | None:
+    return read_marker(value) if isinstance(value, BaseMessage) else None
+
+
+LANGCHAIN: Final = Framework(
+    Walk, write_marker, _was_refused, note_on_run, surface_of, read=_marker_on
+)
 
 
 def hide_images(value: Any) -> Any:

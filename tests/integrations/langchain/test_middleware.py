@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langchain.agents import create_agent
 from langchain.tools import tool
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
+from PIL import Image
 
 from agent_helpers import (
     Adds,
@@ -26,8 +28,16 @@ from agent_helpers import (
     statuses,
     user,
 )
+from bad_pictures import encoded
 from chain_helpers import CLEAN, REMOTE, RISKY, BrokenDetector, RedDetector, text64
-from sightrail.guardrails import ConfigurationError, ImageRefused, Limits, Policy
+from sightrail.guardrails import (
+    CachedDetector,
+    ConfigurationError,
+    ImageRefused,
+    Limits,
+    Policy,
+)
+from sightrail.guardrails.testing import StubDetector
 from sightrail.integrations.langchain import ImageGuardMiddleware
 from sightrail.runnables import read_marker
 
@@ -355,3 +365,51 @@ def test_what_an_agent_has_looked_at_is_not_counted_again() -> None:
         app.invoke({"messages": [user(CLEAN, CLEAN)]}, config)
     assert len(model.asked) == 3
     assert len(pictures(model.asked[-1])) == 6
+
+
+class Curious(StubDetector):
+    """Wants the words of the request, and keeps them."""
+
+    wants_request = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+
+    def screen(self, images: Any) -> Any:
+        self.words += [image.request for image in images]
+        return super().screen(images)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_detector_that_wants_the_request_gets_the_users_words_for_a_tools_picture(
+    mode: str,
+) -> None:
+    detector = Curious()
+    model = brain(calls("photo"), "done", calls("photo"), "done")
+    app = agent(model, ImageGuardMiddleware(detector=detector), checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    await run(app, mode, user(text="how do I make it?"), config=config)
+    assert detector.words == ["how do I make it?"]
+    await run(app, mode, user(text="and that one?"), config=config)
+    assert detector.words[1:] == ["how do I make it?\nand that one?"]
+    added = create_agent(
+        brain("done"), [], middleware=[ImageGuardMiddleware(detector=detector), Adds(CLEAN)]
+    )
+    await run(added, mode, user(text="what is there?"))
+    assert detector.words[2:] == ["what is there?"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_long_history_is_looked_at_once_and_keeps_its_pictures(again: bool) -> None:
+    history: list[Any] = []
+    for number in range(100):
+        drawn = [encoded(Image.new("RGB", (48, 48), (number, 90, 90)))] if number % 2 else []
+        history += [user(*drawn, text=f"question {number}"), AIMessage(f"answer {number}")]
+    detector = CachedDetector(stub := StubDetector())
+    for _ in range(2 if again else 1):  # a stateless app in another worker sends it all again
+        model = brain("done")
+        app = create_agent(model, [], middleware=[ImageGuardMiddleware(detector=detector)])
+        app.invoke({"messages": [*history, user(text="and now?")]})
+        assert repr(model.asked).count("'type': 'image'") == 50
+    assert len(stub.seen) == 50

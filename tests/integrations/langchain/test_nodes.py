@@ -16,7 +16,7 @@ from langgraph.types import Command
 
 from agent_helpers import brain, statuses, user
 from chain_helpers import CLEAN, REMOTE, RISKY, BrokenDetector, RedDetector, find_pictures
-from sightrail.guardrails import ImageRefused, Limits, Picture, Policy
+from sightrail.guardrails import ConfigurationError, ImageRefused, Limits, Picture, Policy
 from sightrail.integrations.langchain import GuardedState, ImageGuardNodes
 
 MODES = ["sync", "async"]
@@ -222,6 +222,42 @@ def test_names_and_place_in_the_graph_are_ones_own() -> None:
     assert not red(state["messages"])
 
 
+SECRET = "sixteen bytes, or more"
+
+
+@pytest.mark.parametrize("secret", [SECRET, "another secret, as long", None])
+async def test_another_process_goes_by_what_a_person_approved(secret: str | None) -> None:
+    saver, detector = InMemorySaver(), RedDetector()
+    first = graph(brain("a square"), ImageGuardNodes(detector, secret=SECRET), saver)
+    await run(first, "sync", [user(RISKY)])
+    await run(first, "sync", Command(resume=decided("approve")))
+    later = graph(brain("four"), ImageGuardNodes(RedDetector(), secret=secret), saver)
+    state = await run(later, "sync", [user(text="2 + 2?")])
+    assert ("__interrupt__" in state) is (secret != SECRET)
+    if secret == SECRET:
+        assert state["messages"][-1].content == "four"
+        assert red(state["messages"])
+        state = await run(later, "sync", [user(RISKY, text="and this one?")])
+        assert state["__interrupt__"]  # approved was another message
+        assert len(state["__interrupt__"][0].value["action_requests"]) == 1
+
+
+@pytest.mark.parametrize(
+    "forged", [["a" * 64], "a" * 64, [None, 7, {"a": []}], {"a": 1}, 7, ["\ud800"], [b"x"] * 9]
+)
+async def test_no_approval_that_somebody_made_up_is_believed(forged: Any) -> None:
+    nodes = ImageGuardNodes(RedDetector(), secret=SECRET)
+    marked = user(RISKY, additional_kwargs={"sightrail": {"refused": False, "verdicts": []}})
+    update = nodes.screen({"messages": [marked], "image_approvals": forged})
+    assert update["image_decision"] == "review"
+
+
+def test_a_secret_that_can_be_guessed_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="at least 16"):
+        ImageGuardNodes(RedDetector(), secret="abc")
+    assert SECRET not in repr(ImageGuardNodes(RedDetector(), secret=SECRET))
+
+
 PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -230,33 +266,36 @@ from langgraph.types import Command
 from agent_helpers import brain, user
 from chain_helpers import RISKY, RedDetector
 from sightrail.integrations.langchain import ImageGuardNodes
-from test_nodes import THREAD, decided, graph, red
+from test_nodes import SECRET, THREAD, decided, graph, red
 
 with SqliteSaver.from_conn_string(sys.argv[2]) as saver:
-    app = graph(brain("a square"), ImageGuardNodes(RedDetector()), saver)
+    app = graph(brain("a square"), ImageGuardNodes(RedDetector(), secret=SECRET), saver)
     if sys.argv[3] == "ask":
         state = app.invoke({"messages": [user(RISKY)]}, THREAD)
         assert state["__interrupt__"]
-    else:
+    elif sys.argv[3] == "approve":
         assert app.get_state(THREAD).next == ("review",)
-        state = app.invoke(Command(resume=decided(sys.argv[3])), THREAD)
-        assert state["messages"][-1].content == sys.argv[4], state["messages"]
+        state = app.invoke(Command(resume=decided("approve")), THREAD)
+        assert state["messages"][-1].content == "a square", state["messages"]
         values = app.get_state(THREAD).values
-        assert not red(values["messages"])
+        assert red(values["messages"])
         assert not values["image_pending"]
         actions = [record["verdict"]["action"] for record in values["image_verdicts"]]
-        assert actions[0] == "mask", actions
+        assert actions == ["mask", "allow"], actions
+    else:
+        state = app.invoke({"messages": [user(text="and?")]}, THREAD)
+        assert state["messages"][-1].content == "a square", state
 print("done")
 """
 
 
-def test_a_restart_in_the_middle_of_a_review(tmp_path: Path) -> None:
+def test_a_restart_in_the_middle_of_a_review_and_after_it(tmp_path: Path) -> None:
     pytest.importorskip("langgraph.checkpoint.sqlite")
     here = Path(__file__).parent
 
-    def process(*arguments: str) -> str:
+    def process(what: str) -> str:
         """What an interpreter of its own says that shares nothing but the checkpoints."""
-        paths = [str(here.parents[1]), str(tmp_path / "threads.sqlite"), *arguments]
+        paths = [str(here.parents[1]), str(tmp_path / "threads.sqlite"), what]
         code = f"import sys; sys.path.insert(0, {str(here)!r})\n{PROCESS}"
         done = subprocess.run(
             [sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=300
@@ -264,5 +303,5 @@ def test_a_restart_in_the_middle_of_a_review(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert process("ask").endswith("done\n")
-    assert process("edit", "a square").endswith("done\n")
+    for what in ("ask", "approve", "later"):
+        assert process(what).endswith("done\n")

@@ -15,22 +15,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from llama_index.core import Settings
-from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
+from llama_index.core import MockEmbedding, Settings, VectorStoreIndex
+from llama_index.core.agent.workflow import AgentStream, AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.generic_utils import messages_to_history_str
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
-from llama_index.core.chat_engine import SimpleChatEngine
+from llama_index.core.chat_engine import (
+    MultiModalCondensePlusContextChatEngine,
+    MultiModalContextChatEngine,
+    SimpleChatEngine,
+)
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.prompts import ChatPromptTemplate, PromptTemplate
+from llama_index.core.schema import ImageNode
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
+from PIL import Image
 from pydantic import BaseModel
 
+from bad_pictures import encoded
 from chain_helpers import CLEAN, RISKY, BrokenDetector, RedDetector, data_url, text64
 from serve_helpers import Scripted, completion, pieces, scripted
 from sightrail.guardrails import ConfigurationError, ImageRefused, Limits, Policy
@@ -50,6 +63,7 @@ class Server(Scripted):
     async def handle(self, request: Any) -> Any:
         if self.script:
             self.answer = self.script.pop(0)
+            self.events = streamed(self.answer)
         response = await super().handle(request)
         response.headers["connection"] = "close"  # clients leave theirs open
         return response
@@ -96,6 +110,21 @@ def calling(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     call = {"id": "call_1", "type": "function", "function": function}
     answer["choices"][0]["message"]["tool_calls"] = [call]
     return answer
+
+
+def streamed(answer: dict[str, Any]) -> list[Any]:
+    """The same answer as a stream."""
+    head = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "up"}
+    said = answer["choices"][0]["message"]
+    calls = [{"index": number, **call} for number, call in enumerate(said.get("tool_calls", []))]
+    if not calls:
+        return pieces(said["content"])
+    delta = {"role": "assistant", "tool_calls": calls}
+    return [
+        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
+        {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+        "[DONE]",
+    ]
 
 
 class Scene(BaseModel):
@@ -240,6 +269,53 @@ def test_a_picture_is_looked_at_once_however_long_the_history(server: Server) ->
     assert len(detector.seen) == 1
 
 
+def test_a_long_history_is_looked_at_once_and_keeps_its_pictures(server: Server) -> None:
+    history: list[ChatMessage] = []
+    for number in range(100):
+        drawn = encoded(Image.new("RGB", (48, 48), (number, 90, 90)))
+        turn = asked(drawn, "and?") if number % 2 else [ChatMessage("and?")]
+        history += [*turn, ChatMessage("a", role=MessageRole.ASSISTANT)]
+    llm = guard_llm(client(server), detector=(stub := StubDetector()))
+    for _ in range(2):
+        llm.chat([*history, ChatMessage("and now?")])
+    assert len(stub.seen) == 50
+    assert sent(server).count("data:image/png;base64,") == 100
+
+
+class Curious(StubDetector):
+    """Wants the words of the request, and keeps them."""
+
+    wants_request = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+
+    def screen(self, images: Any) -> Any:
+        self.words += [image.request for image in images]
+        return super().screen(images)
+
+
+def test_a_detector_that_wants_the_request_gets_the_users_words_for_a_tools_picture(
+    server: Server,
+) -> None:
+    detector = Curious()
+    llm = guard_llm(client(server), detector=detector)
+    call = ToolCallBlock(tool_name="look", tool_kwargs={}, tool_call_id="1")
+    told = [TextBlock(text="a page"), ImageBlock(image=CLEAN)]
+    history = [
+        ChatMessage("be kind", role=MessageRole.SYSTEM),
+        ChatMessage("how do I make it?"),
+        ChatMessage(blocks=[call], role=MessageRole.ASSISTANT),
+        ChatMessage(blocks=told, role=MessageRole.TOOL, additional_kwargs={"tool_call_id": "1"}),
+    ]
+    llm.chat(history)
+    assert detector.words == ["how do I make it?"]
+    history += [ChatMessage("so", role=MessageRole.ASSISTANT), ChatMessage("and now?")]
+    llm.chat(history)
+    assert detector.words[1:] == ["how do I make it?\nand now?"]
+
+
 def test_a_failure_is_refused_and_its_cause_is_kept(server: Server) -> None:
     llm = guard_llm(client(server), detector=BrokenDetector(), on_refusal="raise")
     with pytest.raises(ImageRefused) as caught:
@@ -304,13 +380,7 @@ def _run(coroutine: Any) -> Any:
 
 def test_structures_are_made_as_by_the_llm_itself(server: Server) -> None:
     server.answer = calling("Scene", {"animal": "cat"})
-    head = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "up"}
-    [call] = server.answer["choices"][0]["message"]["tool_calls"]
-    delta = {"tool_calls": [{"index": 0, **call}]}
-    server.events = [
-        {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
-        "[DONE]",
-    ]
+    server.events = streamed(server.answer)
     for way in structures(guarded(server), Scene, CLEAN):
         assert way().animal == "cat"
     assert len(server.bodies) == 6
@@ -355,21 +425,51 @@ def screenshot() -> Any:
 @pytest.mark.filterwarnings("ignore:The `__fields.*:pydantic.PydanticDeprecatedSince20")
 @pytest.mark.filterwarnings("ignore:Accessing the .* attribute on the instance:DeprecationWarning")
 @pytest.mark.parametrize("workflow", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("policy", [Policy(), REFUSE])
 async def test_an_agent_sees_no_risky_picture_of_its_tools(
-    server: Server, workflow: bool, policy: Policy
+    server: Server, workflow: bool, streaming: bool, policy: Policy
 ) -> None:
     agent: Any = FunctionAgent(
         tools=[FunctionTool.from_defaults(screenshot)],
         llm=guarded(server, policy),
-        streaming=False,
+        streaming=streaming,
     )
     agent = AgentWorkflow(agents=[agent]) if workflow else agent
     server.script = [calling("screenshot", {}), completion("done")]
-    said = str(await agent.run("look"))
+    handler = agent.run("look")
+    heard = [event async for event in handler.stream_events()]
+    said = str(await handler)
+    deltas = "".join(event.delta for event in heard if isinstance(event, AgentStream))
+    assert said in deltas or not streaming
     assert text64(RISKY) not in sent(server)
     assert said == ("Not this." if policy is REFUSE else "done")
     assert len(server.bodies) == (1 if policy is REFUSE else 2)
+
+
+ENGINES = [MultiModalContextChatEngine, MultiModalCondensePlusContextChatEngine]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("mode", ["chat", "achat", "stream_chat"])
+@pytest.mark.parametrize("policy", [Policy(), REFUSE])
+async def test_multimodal_chat_engines_are_guarded(
+    server: Server, engine: Any, mode: str, policy: Policy
+) -> None:
+    nodes = [ImageNode(image=text64(data), text="a page") for data in (CLEAN, RISKY)]
+    index = VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=3))
+    memory = ChatMemoryBuffer.from_defaults(token_limit=10_000)
+    llm = guarded(server, policy)
+    chat = engine.from_defaults(
+        index.as_retriever(similarity_top_k=2), memory=memory, multi_modal_llm=llm, llm=llm
+    )
+    for question in ("what is there?", "and now?"):
+        answer = getattr(chat, mode)(question)
+        answer = await answer if mode == "achat" else answer
+        said = "".join(answer.response_gen) if mode == "stream_chat" else answer.response
+        assert said.startswith("Not this." if policy is REFUSE else "a cat")
+    assert text64(RISKY) not in sent(server)
+    assert (text64(CLEAN) in sent(server)) is (policy is not REFUSE)
 
 
 def test_a_chat_engine_goes_on_after_a_refusal(server: Server) -> None:

@@ -23,7 +23,7 @@ from ..policy import LookAgain, Policy, Surface, apply_policy
 from ..screening.asking import LooksAgain, check_categories, shown_to, wants_request
 from ..telemetry import LOGGER, record_verdicts, screening_span, tell
 from ..verdict import Box, NotInspected, Verdict
-from .carrier import Carrier, Encoded
+from .carrier import Carrier, Encoded, Marker
 from .walk import Place, Stamp, Walk, leave
 from .words import words_in
 
@@ -171,7 +171,11 @@ def _never(value: Any) -> bool:
     return False
 
 
-def _tell_nobody(component: str, verdicts: Sequence[Verdict], *, refused: bool) -> None:
+def tell_nobody(component: str, verdicts: Sequence[Verdict], *, refused: bool) -> None:
+    """The report of a framework that is not to hear of this."""
+
+
+def _nothing(value: Any) -> None:
     return None
 
 
@@ -184,12 +188,16 @@ class Framework:
         mark: (holder, its verdicts, refused=...) -> a copy of the holder that says so.
         was_refused: whether a value was marked as refused at an earlier step.
         report: tells the framework's own tracing (component, verdicts, refused=...).
+        surface_of: where a message came from; None for what is no message.
+        read: the marker on a message, where there is a readable one.
     """
 
     walk: Callable[[Place, Stamp, Surface], Walk] = Walk
     mark: Callable[..., Any] = _mark_nothing
     was_refused: Callable[[Any], bool] = _never
-    report: Callable[..., None] = _tell_nobody
+    report: Callable[..., None] = tell_nobody
+    surface_of: Callable[[Any], Surface | None] = _nothing
+    read: Callable[[Any], Marker | None] = _nothing
 
     def carriers(self, value: Any, surface: Surface = "user") -> list[Carrier]:
         """Every carrier of a value, in order."""
@@ -242,20 +250,23 @@ class PictureLoop:
         values: Sequence[Any],
         *,
         together: bool = False,
-        requests: Sequence[Any] | None = None,
+        requests: Sequence[str] | None = None,
     ) -> list[Screened | ImageRefused]:
         """Screen several values with one call of each detector.
 
         Args:
             values: anything the framework's walk can look into; nothing in them is changed.
             together: the limits on one request hold for all values, not for each.
-            requests: of which each value is a part, for detectors that want a request's words.
+            requests: the words that each value is a part of, for detectors that want them; its own
+                by default.
 
         Returns:
             One outcome per value, in order; ImageRefused where the policy's action is ``raise``.
         """
         found = [self.framework.carriers(value, self.surface) for value in values]
-        words = list(map(words_in, requests or values)) if self.wants_request else ()
+        words: Sequence[str] = ()
+        if self.wants_request:
+            words = list(map(words_in, values)) if requests is None else requests
         looks = self.look(found, together=together, words=words)
         outcomes = [self._put_back(value, look) for value, look in zip(values, looks, strict=True)]
         verdicts = [verdict for look in looks for verdict in look.verdicts]

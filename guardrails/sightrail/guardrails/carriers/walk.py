@@ -273,6 +273,20 @@ class Walk:
             at = written.end
         return "".join([*parts, text[at:]]) if changed else text
 
+    def _texts(self, value: Any, depth: int) -> Any:
+        """JSON in which nothing but texts is looked into: to a model, arguments are text."""
+        if isinstance(value, str):
+            return self._text(value)
+        if depth > MAX_DEPTH:
+            return self._place(too_deep(value, str))
+        if isinstance(value, dict):
+            seen = {key: self._texts(item, depth + 1) for key, item in value.items()}
+            return with_entries(value, {k: v for k, v in seen.items() if v is not value[k]})
+        if isinstance(value, list | tuple):
+            items = [self._texts(item, depth + 1) for item in value]
+            return value if same_items(items, value) else rebuilt(value, items)
+        return value
+
     def _mapping(self, value: Mapping[Any, Any], depth: int, opaque: bool) -> Any:
         carrier = read_media_in_data(value) if isinstance(value, dict) else None
         return self._entries(value, depth, opaque) if carrier is None else self._place(carrier)

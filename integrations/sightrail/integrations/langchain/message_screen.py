@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, Final
@@ -14,6 +14,12 @@ from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolM
 from langgraph.types import Command
 
 from sightrail.guardrails.carriers.carrier import KEY
+from sightrail.guardrails.carriers.conversation import (
+    AT_A_TIME,
+    answered,
+    asked_in,
+    without_raise,
+)
 from sightrail.guardrails.carriers.loop import OnVerdict, PictureLoop, Screened, passed
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
@@ -21,10 +27,8 @@ from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector, check_categories
 from sightrail.guardrails.screening.cache import CachedDetector
 from sightrail.guardrails.verdict import Verdict
-from sightrail.runnables.screen_images import without_raise
 from sightrail.runnables.walk import (
     LANGCHAIN,
-    answered,
     as_json,
     is_refused,
     marked_verdicts,
@@ -116,27 +120,41 @@ class MessageScreen:
             self.detector = CachedDetector(self.detector)
         check_categories((self.detector,), self.policy)
 
-    def __call__(self, messages: Sequence[BaseMessage], *, all_open: bool = False) -> SeenMessages:
-        """Screen a transcript with one call of the detector.
+    def __call__(
+        self,
+        messages: Sequence[BaseMessage],
+        *,
+        all_open: bool = False,
+        said: Sequence[BaseMessage] = (),
+    ) -> SeenMessages:
+        """Screen a transcript, what is to be answered with one call of the detector.
 
         Refused is what screening refuses now in what is to be answered, and what an earlier step of
         the chain marked as refused there. What turns before brought, and was refused, is taken out,
-        and the conversation may go on.
+        and the conversation may go on. The limits on one request hold for what is to be answered,
+        and for every earlier message by itself.
 
         Args:
             messages: in order; nothing in them is changed.
             all_open: all of them are to be answered, or are an answer themselves.
+            said: the transcript that these messages are going into, for detectors that want the
+                words of the request.
         """
+        start = 0 if all_open else answered(messages, LANGCHAIN)
         known = [self._known(message) for message in messages]
-        fresh = [message for message, found in zip(messages, known, strict=True) if found is None]
-        outcomes = iter(self._look(fresh))
+        fresh = [number for number, found in enumerate(known) if found is None]
+        asked = asked_in([*said, *messages], LANGCHAIN) if self.loop.wants_request else ""
+        looked: dict[int, Screened] = {}
+        for group in _groups(fresh, start):
+            some = [messages[number] for number in group]
+            outcomes = self._look(some, asked, together=group[0] >= start)
+            looked.update(zip(group, outcomes, strict=True))
         seen = tuple(
-            self._taken(message, next(outcomes))
+            self._taken(message, looked[number])
             if found is None
             else SeenMessage(message, marked_verdicts([message]), found)
-            for message, found in zip(messages, known, strict=True)
+            for number, (message, found) in enumerate(zip(messages, known, strict=True))
         )
-        start = 0 if all_open else answered(messages)
         now = [
             item
             for number, item in enumerate(seen)
@@ -162,16 +180,19 @@ class MessageScreen:
             on_verdict=self.on_verdict,
         )
 
-    def _look(self, messages: Sequence[BaseMessage]) -> list[Screened]:
+    def _look(
+        self, messages: Sequence[BaseMessage], asked: str, *, together: bool
+    ) -> list[Screened]:
         """What comes out of each; refused with the action ``raise`` where that is asked for."""
-        outcomes = self.loop.screen(messages, together=True)
+        words = [asked] * len(messages)
+        outcomes = self.loop.screen(messages, together=together, requests=words)
         if not any(isinstance(outcome, ImageRefused) for outcome in outcomes):
             return [passed(outcome) for outcome in outcomes]
         quiet = replace(self.loop, policy=without_raise(self.policy), on_verdict=None)
-        pairs = zip(outcomes, quiet.screen(messages, together=True), strict=True)
+        again = quiet.screen(messages, together=together, requests=words)
         return [
             _raising(passed(second), first) if isinstance(first, ImageRefused) else first
-            for first, second in pairs
+            for first, second in zip(outcomes, again, strict=True)
         ]
 
     def remember(self, message: BaseMessage, found: tuple[Verdict, ...] = ()) -> None:
@@ -207,6 +228,15 @@ class MessageScreen:
                 return None
             self._passed.move_to_end(key)
             return self._passed[key]
+
+
+def _groups(fresh: Sequence[int], start: int) -> Iterator[Sequence[int]]:
+    """What is looked at at once: some earlier messages at a time, and then all that is new."""
+    earlier = [number for number in fresh if number < start]
+    for at in range(0, len(earlier), AT_A_TIME):
+        yield earlier[at : at + AT_A_TIME]
+    if newest := fresh[len(earlier) :]:
+        yield newest
 
 
 def _raising(screened: Screened, raised: ImageRefused) -> Screened:
@@ -279,25 +309,30 @@ def unanswered(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return list(messages)
 
 
-def screen_result(result: Any, screen: MessageScreen) -> Any:
+def screen_result(result: Any, screen: MessageScreen, said: Sequence[BaseMessage]) -> Any:
     """The same result with its pictures screened; ids and tool call ids stay.
 
     Of a command, the messages that a dict of updates holds are looked at. Whatever else brings
     messages into the state is looked at before the model is called.
+
+    Args:
+        result: of a tool.
+        screen: looks at it.
+        said: the transcript so far.
     """
     if isinstance(result, ToolMessage):
-        return screen([result], all_open=True).messages[0]
+        return screen([result], all_open=True, said=said).messages[0]
     if isinstance(result, list):
-        return [screen_result(item, screen) for item in result]
+        return [screen_result(item, screen, said) for item in result]
     if isinstance(result, Command) and isinstance(result.update, dict):
-        update = {key: _screen_value(value, screen) for key, value in result.update.items()}
+        update = {key: _screen_value(value, screen, said) for key, value in result.update.items()}
         return replace(result, update=update)
     return result
 
 
-def _screen_value(value: Any, screen: MessageScreen) -> Any:
+def _screen_value(value: Any, screen: MessageScreen, said: Sequence[BaseMessage]) -> Any:
     if isinstance(value, BaseMessage):
-        return screen([value]).messages[0]
+        return screen([value], said=said).messages[0]
     if isinstance(value, list) and value and all(isinstance(v, BaseMessage) for v in value):
-        return screen(value).messages
+        return screen(value, said=said).messages
     return value

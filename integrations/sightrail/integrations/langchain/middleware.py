@@ -28,6 +28,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from sightrail.guardrails.carriers.carrier import Carrier
+from sightrail.guardrails.carriers.conversation import asked_in
 from sightrail.guardrails.carriers.loop import OnVerdict
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
@@ -92,10 +93,10 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
     Limits: a model that streams pictures has sent them before the finished message can be looked
     at; and the checkpoint of a run's input, made before any middleware runs, holds the pictures as
     they came, as do LangGraph's events of the run's start and of a tool's own end.
-    ``limits.max_images_per_request`` counts the pictures that one look at the transcript
-    brings in, from all its messages together, and not those that earlier looks have let through:
-    it bounds what is decoded at once, not how many pictures a thread may gather. After a restart a
-    thread is looked at whole, so set it to what a thread may hold.
+    The limits on one request count the pictures of what is to be answered now, from all its
+    messages together, and of every earlier message by itself (which is new to a guard after a
+    restart, or where a caller sends a whole history): they bound what is decoded at once, not how
+    many pictures a thread may gather.
 
     Args:
         detector: has ``screen(images) -> list[Verdict]``; give a ``CachedDetector`` to share its
@@ -160,7 +161,7 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
             if not last.stopped:
                 raise
             return self._refused(seen, last.stopped)
-        answer = self._screen(_named(response.result), all_open=True)
+        answer = self._screen(_named(response.result), all_open=True, said=seen.messages)
         return self._answered(response, seen, last, answer)
 
     async def awrap_model_call(
@@ -181,7 +182,9 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
             if not last.stopped:
                 raise
             return self._refused(seen, last.stopped)
-        answer = await asyncio.to_thread(self._screen, _named(response.result), all_open=True)
+        answer = await asyncio.to_thread(
+            self._screen, _named(response.result), all_open=True, said=seen.messages
+        )
         return self._answered(response, seen, last, answer)
 
     def wrap_tool_call(
@@ -190,7 +193,9 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
         handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]],
     ) -> ToolMessage | Command[Any]:
         """Screen a tool's result before it enters the transcript."""
-        result: ToolMessage | Command[Any] = screen_result(handler(request), self._screen)
+        result: ToolMessage | Command[Any] = screen_result(
+            handler(request), self._screen, _transcript(request)
+        )
         return result
 
     async def awrap_tool_call(
@@ -199,7 +204,8 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
         handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
     ) -> ToolMessage | Command[Any]:
         """``wrap_tool_call``, asynchronously."""
-        return await asyncio.to_thread(screen_result, await handler(request), self._screen)
+        result = await handler(request)
+        return await asyncio.to_thread(screen_result, result, self._screen, _transcript(request))
 
     def after_agent(self, state: ImageGuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """End the run as the policy says, now that the transcript is safe.
@@ -307,6 +313,7 @@ class _LastLook(BaseCallbackHandler):
         self._screen = screen
         payloads = map(_payload, LANGCHAIN.carriers(list(messages)))
         self._sent = {payload for payload in payloads if payload is not None}
+        self._asked = asked_in(messages, LANGCHAIN)
         self.stopped: tuple[Verdict, ...] = ()
         self.passed: tuple[Verdict, ...] = ()
 
@@ -328,7 +335,7 @@ class _LastLook(BaseCallbackHandler):
         unseen = [carrier for carrier in carriers if _payload(carrier) not in self._sent]
         if not unseen:
             return
-        [look] = self._screen.loop.look([unseen])
+        [look] = self._screen.loop.look([unseen], words=[self._asked])
         stops = any(verdict.action != "allow" for verdict in look.verdicts)
         if stops and not self._screen.policy.monitor:
             LOGGER.warning(
@@ -364,6 +371,13 @@ def _refusing(verdict: Verdict) -> Verdict:
 def _update(messages: Any, records: list[ImageRecord]) -> dict[str, Any]:
     update = {"messages": list(messages), STATE_KEY: records}
     return {key: value for key, value in update.items() if value}
+
+
+def _transcript(request: ToolCallRequest) -> list[BaseMessage]:
+    """What was said before a tool was called; a tool node may also be called with a bare list."""
+    state = request.state
+    found = state.get("messages", ()) if isinstance(state, dict) else state
+    return [item for item in found or () if isinstance(item, BaseMessage)]
 
 
 def _asked(request: ModelRequest[Any]) -> list[BaseMessage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +13,22 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, interrupt
 
+from sightrail.guardrails.carriers.conversation import without_raise
 from sightrail.guardrails.carriers.loop import OnVerdict
+from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.screening.cache import CachedDetector
-from sightrail.runnables.screen_images import without_raise
-from sightrail.runnables.walk import marked_verdicts, with_record
+from sightrail.runnables.walk import marked_verdicts, read_marker, with_record
 
-from .message_screen import MessageScreen, SeenMessages, unanswered
+from .message_screen import MessageScreen, SeenMessages, message_key, unanswered
 from .transcript import ImageRecord, raised_by, records_of, refusal
 
 Decision = Literal["pass", "review", "refuse"]
 ReviewDecision = Literal["approve", "edit", "reject", "respond"]
 
+_SHORTEST_SECRET: Final = 16
 _ACTION: Final = "show_images"
 _DECISIONS: Final[tuple[ReviewDecision, ...]] = ("approve", "edit", "reject", "respond")
 
@@ -38,12 +41,14 @@ class GuardedState(TypedDict):
         image_verdicts: a record of every picture looked at, in order.
         image_pending: ids of the messages that the last decision is about.
         image_decision: what the last look led to.
+        image_approvals: signatures of the messages that people approved.
     """
 
     messages: Annotated[list[AnyMessage], add_messages]
     image_verdicts: NotRequired[Annotated[list[ImageRecord], operator.add]]
     image_pending: NotRequired[list[str]]
     image_decision: NotRequired[Decision]
+    image_approvals: NotRequired[Annotated[list[str], operator.add]]
 
 
 @dataclass(eq=False)
@@ -66,8 +71,10 @@ class ImageGuardNodes:
     or taken out before the graph goes on or ends. Checkpoints from before the decision hold it.
 
     Each distinct picture is looked at once. Where people are asked the graph needs a checkpointer;
-    another process may take up the review. What a person approved is asked about again by a process
-    that has not seen the decision: nothing in a transcript proves who wrote it.
+    another process may take up the review. What a person approved stands in the state, signed with
+    `secret`, and any process that has the same one goes by it; a signature holds for a message as
+    it is, words and pictures. Without a secret another process asks again: callers may send a
+    state of their own, and nothing in it proves who wrote it.
 
     In asynchronous graphs LangGraph runs these nodes in worker threads.
 
@@ -81,6 +88,11 @@ class ImageGuardNodes:
         after: the name of the node behind which pictures are screened; the graph's beginning.
         prefix: goes before the names of the nodes, where a graph has such names of its own.
         on_verdict: called with every verdict, in the thread that screens.
+        secret: signs what people approved; the same in every process that serves the graph.
+
+    Raises:
+        ConfigurationError: a secret of fewer than 16 bytes, or the policy rules a category that the
+            detector does not have.
     """
 
     detector: Detector
@@ -91,8 +103,16 @@ class ImageGuardNodes:
     after: str = START
     prefix: str = ""
     on_verdict: OnVerdict | None = None
+    secret: str | bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.secret, str):
+            self.secret = self.secret.encode()
+        if self.secret is not None and len(self.secret) < _SHORTEST_SECRET:
+            raise ConfigurationError(
+                f"The secret has {len(self.secret)} bytes; give at least {_SHORTEST_SECRET}, as of "
+                "secrets.token_bytes(32), or none."
+            )
         if not isinstance(self.detector, CachedDetector):
             self.detector = CachedDetector(self.detector)
         name = type(self).__name__
@@ -126,6 +146,7 @@ class ImageGuardNodes:
 
     def screen(self, state: GuardedState) -> dict[str, Any]:
         """Look at every picture in the messages; record, and change no picture."""
+        self._recall(state)
         seen = self._watch(state["messages"])
         pending = self._pending(seen)
         return {
@@ -157,21 +178,24 @@ class ImageGuardNodes:
         decisions = _decisions(resumed, len(pending))
         kinds = {decision["type"] for decision in decisions}
         if kinds & {"reject", "respond"}:
-            return self._ended(pending, decisions)
+            return self._ended(state, pending, decisions)
         approved = [
             self._approved(message)
             for message, decision in zip(pending, decisions, strict=True)
             if decision["type"] == "approve"
         ]
         ids = {message.id for message in approved}
-        seen = self._carried_out([message for message in pending if message.id not in ids])
+        masked = [message for message in pending if message.id not in ids]
+        seen = self._carried_out(masked, state["messages"])
         if seen.refused:
             return self._goto(END, [*seen.changed, refusal(self.policy, seen.refusal_verdicts)])
-        return self._goto(self.answer, [*seen.changed, *approved])
+        signed = [signature for message in approved if (signature := self._signature(message))]
+        more = {"image_approvals": signed} if signed else {}
+        return self._goto(self.answer, [*seen.changed, *approved], **more)
 
     def refuse(self, state: GuardedState) -> dict[str, Any]:
         """Take out what the policy does not allow and answer with its refusal."""
-        seen = self._carried_out(_pending_in(state))
+        seen = self._carried_out(_pending_in(state), state["messages"])
         verdicts = marked_verdicts(seen.messages or unanswered(state["messages"]))
         return {"messages": [*seen.changed, refusal(self.policy, verdicts)]}
 
@@ -188,10 +212,13 @@ class ImageGuardNodes:
         return records_of(type(self).__name__, message, marked_verdicts([message]))
 
     def _ended(
-        self, pending: Sequence[BaseMessage], decisions: Sequence[dict[str, Any]]
+        self,
+        state: GuardedState,
+        pending: Sequence[BaseMessage],
+        decisions: Sequence[dict[str, Any]],
     ) -> Command[Any]:
         """The end that a person decided on, nothing of what was pending in it."""
-        seen = self._carried_out(pending)
+        seen = self._carried_out(pending, state["messages"])
         said = [d["message"] for d in decisions if d["type"] == "respond"]
         rejected = [decision for decision in decisions if decision["type"] == "reject"]
         ending = AIMessage("\n".join(said))
@@ -201,10 +228,10 @@ class ImageGuardNodes:
             ending = ending.model_copy(update={"content": why}) if why else ending
         return self._goto(END, [*seen.changed, ending])
 
-    def _goto(self, node: str, messages: Sequence[BaseMessage]) -> Command[Any]:
+    def _goto(self, node: str, messages: Sequence[BaseMessage], **more: Any) -> Command[Any]:
         records = [record for message in messages for record in self._records(message)]
         update = {"messages": list(messages), "image_verdicts": records, "image_pending": []}
-        return Command(goto=node, update=update)
+        return Command(goto=node, update={**update, **more})
 
     def _approved(self, message: BaseMessage) -> BaseMessage:
         """A message whose record says that its pictures were let through."""
@@ -212,8 +239,25 @@ class ImageGuardNodes:
         self._watch.remember(allowed)
         return allowed
 
-    def _carried_out(self, pending: Sequence[BaseMessage]) -> SeenMessages:
-        seen = self._enforce(pending, all_open=True)
+    def _signature(self, message: BaseMessage) -> str | None:
+        """Proves that a person approved this very message."""
+        if not isinstance(self.secret, bytes) or (key := message_key(message)) is None:
+            return None
+        return hmac.digest(self.secret, key, "sha256").hex()
+
+    def _recall(self, state: GuardedState) -> None:
+        """Let pass what a person has approved in another process."""
+        approved = state.get("image_approvals")
+        if not isinstance(approved, list) or not self.secret:
+            return
+        for message in state["messages"] if approved else ():
+            if read_marker(message) and self._signature(message) in approved:
+                self._watch.remember(message)
+
+    def _carried_out(
+        self, pending: Sequence[BaseMessage], said: Sequence[BaseMessage]
+    ) -> SeenMessages:
+        seen = self._enforce(pending, all_open=True, said=said)
         for message in seen.changed:  # or the next turn would look at masked pictures anew
             self._watch.remember(message)
         return seen

@@ -78,6 +78,10 @@ class ScreenedDocument(ImageDocument):
         """Where the picture is, unless it is here."""
         return None if self.image is not None else super().image_url
 
+    @image_url.setter
+    def image_url(self, image_url: str) -> None:
+        self.image_resource = MediaResource(url=AnyUrl(image_url))
+
 
 def kind_of(block: Any) -> str:
     """LlamaIndex's name for one of its own blocks, `unknown` for any other class.

@@ -27,6 +27,8 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
+from sightrail.guardrails.carriers.conversation import answered as answered_turns
+from sightrail.guardrails.carriers.conversation import refused_for_good
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.model.screening_step import ScreenedConversation
 from sightrail.guardrails.model.wrapper import LocalModelFields
@@ -43,6 +45,7 @@ from .replies import (
     selections,
     with_one_call,
 )
+from .screening import LLAMA_INDEX
 from .turns import picture_blocks, read_conversation
 
 if TYPE_CHECKING:
@@ -345,7 +348,8 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
 
     def _read(self, messages: Sequence[ChatMessage]) -> ScreenedConversation:
         """What the model is asked; nothing where an earlier step has refused."""
-        if is_refused(messages):
+        count = answered_turns(messages, LLAMA_INDEX)
+        if is_refused(messages[count:]) or refused_for_good(messages[:count], LLAMA_INDEX):
             return ScreenedConversation(None, marked_verdicts(messages))
         return ScreenedConversation(read_conversation(messages))
 

@@ -57,16 +57,6 @@ def write_marker(holder: Holder, verdicts: Sequence[Verdict], *, refused: bool) 
     return _mark_node(holder, Marker(refused=refused, verdicts=tuple(verdicts)))
 
 
-def refused_for_good(past: Sequence[ChatMessage]) -> bool:
-    """Whether a marker in turns that have an answer refuses later ones too.
-
-    A refused picture was taken out, and that was that. A request that was refused as a whole is
-    still there, and a marker that does not say what was refused may be about one.
-    """
-    refused = [message for message in past if is_refused([message])]
-    return any({v.subject for v in marked_verdicts([m])} != {"picture"} for m in refused)
-
-
 def _beside(holder: ChatMessage | ToolOutput) -> Mapping[str, Any]:
     """Where a message's marker stands; one that somebody sent along is read as well."""
     sent = holder.additional_kwargs if isinstance(holder, ChatMessage) else {}

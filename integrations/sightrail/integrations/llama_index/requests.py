@@ -14,13 +14,12 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.prompts import ChatPromptTemplate
 
+from sightrail.guardrails.carriers.conversation import Turns, answered, screen_turns
 from sightrail.guardrails.carriers.loop import passed
-from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.verdict import Verdict
 
-from .marks import marked_verdicts, refused_for_good
-from .screening import ImageScreen
-from .walk import surface_of
+from .marks import marked_verdicts
+from .screening import LLAMA_INDEX, ImageScreen
 
 _TURN: Final = (
     *("user_msg", "chat_history", "verbose", "allow_parallel_tool_calls", "tool_required"),
@@ -111,40 +110,22 @@ def screen_request(screen: ImageScreen, request: Request) -> Request:
     Raises:
         ImageRefused: the policy's action is ``raise`` for something that is new.
     """
-    count = _answered(request.messages)
+    count = answered(request.messages, LLAMA_INDEX)
     past, newest = request.messages[:count], request.messages[count:]
     beside = _beside(request.settings, MessageRole.USER)
-    seen = passed(screen.screen([[*newest, beside]])[0])
-    earlier = _looked_over(screen, past)
+    turns = Turns(past, [*newest, beside], request.messages)
+    [(earlier, outcome)] = screen_turns(screen.loop, [turns])
+    seen = passed(outcome)
     *now, settings = seen.value
     return replace(
         request,
         messages=[*earlier, *now],
         settings=settings.additional_kwargs,
-        refused=seen.refused or refused_for_good(past),
+        refused=seen.refused,
         # The verdicts of this screening, or else those of the earlier step that refused.
         verdicts=seen.verdicts or marked_verdicts(request.messages),
         cause=seen.cause,
     )
-
-
-def _looked_over(screen: ImageScreen, past: list[ChatMessage]) -> list[ChatMessage]:
-    """The turns that have an answer, without what was refused in them."""
-    if not past:
-        return past
-    quiet = replace(screen, policy=_without_raise(screen.policy), reports=False, on_verdict=None)
-    return [passed(outcome).value for outcome in quiet.screen(past)]
-
-
-def _answered(messages: Sequence[ChatMessage]) -> int:
-    """How many messages belong to turns that a model has answered; what follows is the request.
-
-    An answer that is only begun, at the very end, is part of the request.
-    """
-    end = len(messages)
-    while end and surface_of(messages[end - 1]) == "ai":
-        end -= 1
-    return next((i for i in range(end, 0, -1) if surface_of(messages[i - 1]) == "ai"), 0)
 
 
 def _beside(values: dict[str, Any], role: MessageRole) -> ChatMessage:
@@ -152,14 +133,3 @@ def _beside(values: dict[str, Any], role: MessageRole) -> ChatMessage:
     because LlamaIndex would fetch pictures that it finds there.
     """
     return ChatMessage.model_construct(role=role, additional_kwargs=values, blocks=[])
-
-
-def _without_raise(policy: Policy) -> Policy:
-    """The same policy, with refusals in place of exceptions."""
-
-    def quiet(rule: Any) -> Any:
-        if isinstance(rule, dict):
-            return {key: quiet(item) for key, item in rule.items()}
-        return "refuse" if rule == "raise" else rule
-
-    return Policy.model_validate(quiet(policy.model_dump()))

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage
 
-from sightrail.guardrails.carriers.loop import Framework, OnVerdict, PictureLoop, Screened
+from sightrail.guardrails.carriers.carrier import Marker
+from sightrail.guardrails.carriers.loop import (
+    Framework,
+    OnVerdict,
+    PictureLoop,
+    Screened,
+    tell_nobody,
+)
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy, Surface
 from sightrail.guardrails.screening.asking import Detector, check_categories, checked_detector
 
 from .events import report
-from .marks import is_refused, write_marker
-from .walk import Walk
+from .marks import is_refused, read_marker, write_marker
+from .walk import Walk, surface_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class ImageScreen:
         Returns:
             One outcome per value, in order; ImageRefused where the policy's action is ``raise``.
         """
-        return self._loop.screen(values, together=together)
+        return self.loop.screen(values, together=together)
 
     async def ascreen(
         self, values: Sequence[Any], *, together: bool = False
@@ -76,7 +83,8 @@ class ImageScreen:
         return await asyncio.to_thread(self.screen, values, together=together)
 
     @property
-    def _loop(self) -> PictureLoop:
+    def loop(self) -> PictureLoop:
+        """What looks at pictures here."""
         return PictureLoop(
             (self.detector,),
             self.policy,
@@ -93,5 +101,11 @@ def _was_refused(value: Any) -> bool:
     return is_refused([item for item in values if isinstance(item, ChatMessage)])
 
 
-LLAMA_INDEX: Final = Framework(Walk, write_marker, _was_refused, report)
-_IN_SILENCE: Final = Framework(Walk, write_marker, _was_refused)
+def _marker_on(value: Any) -> Marker | None:
+    return read_marker(value) if isinstance(value, ChatMessage) else None
+
+
+LLAMA_INDEX: Final = Framework(
+    Walk, write_marker, _was_refused, report, surface_of, read=_marker_on
+)
+_IN_SILENCE: Final = replace(LLAMA_INDEX, report=tell_nobody)

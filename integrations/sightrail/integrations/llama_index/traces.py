@@ -41,7 +41,9 @@ def hide_images_from(handler: Told) -> Told:
     the way to a guard (``AgentInput``, retrieval, a tool's own span, the arguments of a chat
     engine) and for clean pictures. It does not reach what is no handler of LlamaIndex's: the
     stream of a workflow's events, ``verbose=True``, the logs of HTTP clients, instruments that
-    patch a provider's client, and `instance` of a span, which is the app's own object.
+    patch a provider's client, and `instance` of a span, which is the app's own object. Handlers
+    have to write down what they are told at once: an object without pictures is the app's own,
+    and agents go on filling theirs.
 
     Args:
         handler: an event handler or a span handler, for ``dispatcher.add_event_handler`` and
@@ -126,7 +128,9 @@ class _Spans(BaseSpanHandler[Any]):
         result: Any | None = None,
         **kwargs: Any,
     ) -> None:
-        self._to.span_exit(id_, _arguments(bound_args), instance, LLAMA_INDEX.hidden(result), **kwargs)
+        self._to.span_exit(
+            id_, _arguments(bound_args), instance, LLAMA_INDEX.hidden(result), **kwargs
+        )
 
     def span_drop(
         self,
@@ -159,7 +163,7 @@ class _Spans(BaseSpanHandler[Any]):
 
 def _arguments(given: inspect.BoundArguments) -> inspect.BoundArguments:
     shown = {name: LLAMA_INDEX.hidden(value) for name, value in given.arguments.items()}
-    return inspect.BoundArguments(given.signature, shown)  # type: ignore[arg-type]
+    return inspect.BoundArguments(given.signature, shown)
 
 
 class _Callbacks(BaseCallbackHandler):
@@ -177,7 +181,9 @@ class _Callbacks(BaseCallbackHandler):
         parent_id: str = "",
         **kwargs: Any,
     ) -> str:
-        return self._to.on_event_start(event_type, LLAMA_INDEX.hidden(payload), event_id, parent_id, **kwargs)
+        return self._to.on_event_start(
+            event_type, LLAMA_INDEX.hidden(payload), event_id, parent_id, **kwargs
+        )
 
     def on_event_end(
         self,

@@ -37,9 +37,7 @@ from sightrail.guardrails.carriers.walk import (
     Place,
     Stamp,
     leave,
-    rebuilt,
     same_items,
-    with_entries,
 )
 from sightrail.guardrails.errors import ImageError
 from sightrail.guardrails.intake.arrays import array_size
@@ -236,20 +234,6 @@ class Walk(walk.Walk):
         # Text and thoughts: words, and pictures that are written in them.
         changed = self._fields(block.__dict__, depth, opaque=True)
         return block.model_copy(update=changed) if changed else block
-
-    def _texts(self, value: Any, depth: int) -> Any:
-        """JSON in which nothing but texts is looked into: to a model, arguments are text."""
-        if isinstance(value, str):
-            return self._text(value)
-        if depth > MAX_DEPTH:
-            return self._place(too_deep(value, str))
-        if isinstance(value, dict):
-            seen = {key: self._texts(item, depth + 1) for key, item in value.items()}
-            return with_entries(value, {k: v for k, v in seen.items() if v is not value[k]})
-        if isinstance(value, list | tuple):
-            items = [self._texts(item, depth + 1) for item in value]
-            return value if same_items(items, value) else rebuilt(value, items)
-        return value
 
     def _nested(self, block: BaseRecursiveContentBlock, depth: int) -> Any:
         name = block.nested_blocks_field_name()
