@@ -163,7 +163,21 @@ def untouched(title: str, values: Mapping[str, Any], screen: Callable[[Any], Any
 def untouched_tables() -> list[Table]:
     """One table a framework."""
     screen = ScreenImages(detector=StubDetector(flag=True))
-    return [untouched("LangChain: untouched", langchain_values(), screen.invoke)]
+    found = [untouched("LangChain: untouched", langchain_values(), screen.invoke)]
+    try:
+        from llama_untouched import values
+        from sightrail.integrations.llama_index import ImageScreen
+    except ImportError:
+        return found
+    look = ImageScreen(StubDetector(flag=True))
+    return [
+        *found,
+        untouched(
+            "LlamaIndex: untouched",
+            values(),
+            lambda value: passed(look.screen([value])[0]).value,
+        ),
+    ]
 
 
 def _is_data(name: str, block: Any, surface: str) -> bool:

@@ -2,11 +2,10 @@
 
     python tests/benchmarks/bench_guards.py            # writes docs/guards.json
 
-The model is ChatOpenAI against a server on this machine that waits as long a fast hosted model
-does before it answers. Turns with and without the guard are asked in turns; the clock's figures are
-the fastest of each, which other work on the machine disturbs least, CPU time is the median. The
-detector is a stub: what looking costs is measured
-elsewhere (docs/guides, `sightrail doctor`).
+The models are ChatOpenAI and OpenAILike against a server on this machine that waits as long as a
+fast hosted model does before it answers. Turns with and without the guard are asked in turns; the
+clock's figures are the fastest of each, which other work on the machine disturbs least, CPU time is
+the median. The detector is a stub: what looking costs is measured elsewhere (`sightrail doctor`).
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_openai import ChatOpenAI
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.llms.openai_like import OpenAILike
 from PIL import Image
 
 from benchmark_folders import SHARED
 from repository import ROOT
-from sightrail.guardrails import CachedDetector, Limits
+from sightrail.guardrails import CachedDetector
 from sightrail.guardrails.carriers.loop import passed
 from sightrail.guardrails.testing import StubDetector
 from sightrail.integrations.langchain import ImageGuardMiddleware
+from sightrail.integrations.llama_index import guard_llm
 from sightrail.runnables import ScreenImages
 
 PHOTOS = SHARED / "photos"
-
-MANY = Limits(max_views_per_request=64)  # the default is 24 pictures that are new at once
 
 
 class Hosted(BaseHTTPRequestHandler):
@@ -142,40 +142,66 @@ def history(photos: dict[str, bytes], turns: int, pictures: int) -> list[Any]:
     return [*messages, HumanMessage("and now?")]
 
 
+def in_llama_index(messages: list[Any]) -> list[ChatMessage]:
+    """The same conversation as LlamaIndex has it."""
+
+    def part(item: Any) -> Any:
+        text = item if isinstance(item, str) else item.get("text")
+        return ImageBlock(image=item["base64"].encode()) if text is None else TextBlock(text=text)
+
+    def said(message: Any) -> ChatMessage:
+        content = message.content
+        role = "assistant" if isinstance(message, AIMessage) else "user"
+        parts = [content] if isinstance(content, str) else content
+        return ChatMessage(role=role, blocks=[part(item) for item in parts])
+
+    return [said(message) for message in messages]
+
+
 def measure(rounds: int, wait_s: float) -> dict[str, Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hosted)
     server.wait_s = wait_s
     Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     model = ChatOpenAI(model="m", base_url=url, api_key="none", max_retries=0)
+    llm = OpenAILike(model="m", api_base=url, api_key="none", max_retries=0, is_chat_model=True)
     photos = photographs()
-    screen = ScreenImages(detector=CachedDetector(StubDetector()))
-    guarded = screen.guard(model)
-    agent = create_agent(model, [])
-    guard = ImageGuardMiddleware(detector=StubDetector())
-    safe_agent = create_agent(model, [], middleware=[guard])
     asked = [HumanMessage("what is 2 + 2?")]
     long = history(photos, 100, 50)
-    looked = StubDetector()
-    whole = create_agent(model, [], middleware=[ImageGuardMiddleware(detector=looked, limits=MANY)])
-    text = {
-        "model": compared(lambda: model.invoke(asked), lambda: guarded.invoke(asked), rounds),
-        "agent": compared(
-            lambda: agent.invoke({"messages": asked}),
-            lambda: safe_agent.invoke({"messages": asked}),
-            rounds,
-        ),
-    }
+    told, whole = in_llama_index(asked), in_llama_index(long)
+    stubs = {name: StubDetector() for name in ("model", "agent", "llm")}
+    guarded = ScreenImages(detector=CachedDetector(stubs["model"])).guard(model)
+    agent = create_agent(model, [])
+    guard = ImageGuardMiddleware(detector=stubs["agent"])
+    safe_agent = create_agent(model, [], middleware=[guard])
+    safe_llm = guard_llm(llm, detector=stubs["llm"])
+
+    def in_turns(messages: list[Any], blocks: list[ChatMessage], count: int) -> dict[str, Any]:
+        state = {"messages": messages}
+        return {
+            "model": compared(
+                lambda: model.invoke(messages), lambda: guarded.invoke(messages), count
+            ),
+            "agent": compared(lambda: agent.invoke(state), lambda: safe_agent.invoke(state), count),
+            "llm": compared(lambda: llm.chat(blocks), lambda: safe_llm.chat(blocks), count),
+        }
+
+    text = in_turns(asked, told, rounds)
     server.wait_s = 0.0
-    turns = compared(
-        lambda: agent.invoke({"messages": long}), lambda: whole.invoke({"messages": long}), 3
-    )
+    turns = in_turns(long, whole, 3)
     server.shutdown()
+    for name, found in turns.items():
+        found["looked at"] = len(stubs[name].seen)
+    about = "model: ChatOpenAI; agent: create_agent over it; llm: LlamaIndex's OpenAILike"
     return {
         "clean pictures": bytes_out(photos),
         "text-only turn": {"server answers after_s": wait_s, **text},
-        "100 turns, 50 pictures": {**turns, "looked at": len(looked.seen), "turns asked": 4},
-        "measured": {"python": platform.python_version(), "machine": platform.machine()},
+        "100 turns, 50 pictures": {"turns asked": 4, **turns},
+        "measured": {
+            "what": about,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
     }
 
 

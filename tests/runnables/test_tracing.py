@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -22,12 +24,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from agent_helpers import agent, brain, calls, user
 from chain_helpers import CARRIERS, CLEAN, RISKY, RedDetector, text64
 from sightrail.guardrails import ImageRefused, LocalLVLM, Policy
 from sightrail.integrations.cli.batches import screen_files
-from sightrail.integrations.langchain import GuardrailCallbackHandler
+from sightrail.integrations.langchain import GuardrailCallbackHandler, ImageGuardMiddleware
 from sightrail.integrations.llama_index import ImageRiskPostprocessor
-from sightrail.runnables import ChatLVLM, ScreenImages
+from sightrail.runnables import ChatLVLM, ScreenImages, hide_images
 from tiny_models import tiny
 
 EXPORTER = InMemorySpanExporter()
@@ -124,6 +127,88 @@ def test_without_opentelemetry_there_are_no_spans(
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", None)
     screen().invoke(VALUE)
     assert spans.get_finished_spans() == ()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_every_look_of_an_agent_is_a_span_without_content(
+    spans: InMemorySpanExporter, mode: str
+) -> None:
+    app = agent(brain(calls("screenshot"), "done"), ImageGuardMiddleware(detector=RedDetector()))
+    asked = {"messages": [user(CLEAN, text=SECRET)]}
+    app.invoke(asked) if mode == "sync" else await app.ainvoke(asked)
+    found = [dict(span.attributes or {}) for span in done(spans)]
+    assert [span.name for span in done(spans)] == ["sightrail.screen"] * 2
+    assert {told["sightrail.component"] for told in found} == {"ImageGuardMiddleware"}
+    assert [told.get("sightrail.action.mask", 0) for told in found] == [0, 1]
+    assert all(span.events == () for span in done(spans))
+    assert SECRET not in repr(found)
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Keeps what a client of LangSmith's posts."""
+
+    server: Any
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing is printed."""
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        self.server.got.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.answer()
+
+    def do_PATCH(self) -> None:
+        self.do_POST()
+
+    def answer(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_tracer_that_hides_images_gets_none_of_a_run(hidden: bool) -> None:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    server.got = []
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    how: dict[str, Any] = {"hide_inputs": hide_images, "hide_outputs": hide_images}
+    client = Client(
+        api_url=f"http://127.0.0.1:{server.server_address[1]}",
+        api_key="none",
+        auto_batch_tracing=False,
+        **(how if hidden else {}),
+    )
+    app = agent(brain(calls("screenshot"), "done"), ImageGuardMiddleware(detector=RedDetector()))
+    app.invoke(
+        {"messages": [user(RISKY, text="a question")]},
+        {"callbacks": [LangChainTracer(client=client)]},
+    )
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+    got = "".join(server.got)
+    assert "a question" in got
+    assert "the page" in got  # the tool's own output
+    assert (text64(RISKY)[:200] in got) is not hidden
+    assert ("[image]" in got) is hidden
+
+
+async def test_events_can_be_shown_without_pictures() -> None:
+    app = agent(brain(calls("screenshot"), "done"), ImageGuardMiddleware(detector=RedDetector()))
+    told = {"messages": [user(RISKY, text="a question")]}
+    events = [event async for event in app.astream_events(told, version="v2")]
+    assert text64(RISKY)[:200] in repr(events)  # of the run's start, and of the tool's own end
+    shown = [hide_images(event) for event in events]
+    assert text64(RISKY)[:200] not in repr(shown)
+    assert "the page" in repr(shown)
+    assert [e["event"] for e in shown] == [e["event"] for e in events]
+    plain = [e for e in events if "base64" not in repr(e)]
+    assert plain
+    assert all(hide_images(event) is event for event in plain)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
