@@ -36,6 +36,7 @@ _LATE: Final = NotInspected(reason="failed", detail="the pictures were not read 
 
 _HIDDEN: Final = "[image]"
 
+
 class Shown(NamedTuple):
     """What a model's processor makes of a picture.
 
