@@ -1,10 +1,14 @@
-"""Corpora with Ray: the actor here, a cluster of one machine where there is time."""
+"""Corpora with Ray: the actor here, a cluster of one machine where there is time.
+
+SIGHTRAIL_CORPUS=2000 python -m pytest -m long tests/integrations/test_ray.py -k corpus -s
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,6 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 pytest.importorskip("pyarrow", reason="the ray extra is not installed")
 
 import pyarrow.parquet
-from PIL import Image
 
 from serve_helpers import asked, drawn_request
 from sightrail.guardrails import RiskDetector
@@ -26,6 +29,7 @@ from sightrail.integrations.ray.corpus import ScreeningActor, _write
 from sightrail.integrations.server import ServerSettings
 from sightrail.testbed.source import draw_scenes
 
+PICTURES = int(os.environ.get("SIGHTRAIL_CORPUS", "60"))
 TESTBED = CorpusSettings(encoder="testbed", batch=4)
 
 
@@ -87,18 +91,20 @@ def cluster() -> Iterator[Any]:
 def test_a_corpus_on_a_cluster_survives_a_killed_actor(cluster: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "corpus", tmp_path / "verdicts.parquet"
     folder.mkdir()
-    for number in range(60):
-        shade = (number * 4, 10, 200 - number)
-        Image.new("RGB", (64, 64), shade).save(folder / f"{number:03}.png")
-    killed: list[int] = []
+    for number, (scene, _) in enumerate(draw_scenes("objects_1", PICTURES // 2, "test", 3)):
+        scene.image.save(folder / f"{number:05}.png")
+    killed: dict[int, int] = {}
 
     def tick(done: int, total: int) -> None:
-        if not killed and done < total:
-            killed.append(_kill_an_actor(cluster))
+        if not killed and done >= total // 2:
+            killed[_kill_an_actor(cluster)] = done
 
-    how = CorpusSettings(encoder="testbed", actors=2, batch=5)
-    assert screen_corpus([folder], out, how, tick=tick) == 60
+    how = CorpusSettings(encoder="testbed", actors=2, batch=max(5, PICTURES // 60))
+    since = time.monotonic()
+    assert screen_corpus([folder], out, how, tick=tick) == PICTURES
+    told = {"pictures": PICTURES, "seconds": time.monotonic() - since, "killed": killed}
     assert killed
+    assert max(killed.values()) < PICTURES
     table = pyarrow.parquet.read_table(out).to_pydict()
     assert sorted(table["path"]) == [str(path) for path in sorted(folder.iterdir())]
     here = ScreeningActor(how)({"path": sorted(table["path"])})
@@ -108,6 +114,7 @@ def test_a_corpus_on_a_cluster_survives_a_killed_actor(cluster: Any, tmp_path: P
     assert dict(zip(table["path"], table["score"], strict=True)) == pytest.approx(
         dict(zip(here["path"], here["score"], strict=True)), abs=1e-5
     )
+    print(json.dumps({**told, "statuses": dict(statuses(out))}), flush=True)
 
 
 def _kill_an_actor(ray: Any) -> int:

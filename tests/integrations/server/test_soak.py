@@ -51,7 +51,7 @@ def test_nothing_leaks_is_lost_or_mixed_up() -> None:
         serving(model="testbed", stack="screen+casa", encoder="testbed") as local,
         serving(upstream=f"{local}/v1", stack="screen", encoder="testbed") as gateway,
         scripted(Failing()) as behind,
-        serving(upstream=f"{behind}/v1", stack="bare", request_timeout_s=3.0) as failing,
+        serving(upstream=f"{behind}/v1", stack="bare", request_timeout_s=5.0) as failing,
     ):
         soak = Soak((local, gateway), failing)
         soak.run(SECONDS / 4)  # every memory is warm
@@ -120,7 +120,7 @@ class Failing(Scripted):
         if how == "crash":
             raise RuntimeError("as asked")
         if how == "stall":
-            await asyncio.sleep(6)
+            await asyncio.sleep(9)
         if how in ("break", "no json") and body.get("stream"):
             begun = {"choices": [{"index": 0, "delta": {"content": "begun"}}]}
             return self.streaming([begun, None if how == "break" else "{"])

@@ -195,8 +195,7 @@ def _number(name: str, value: Any) -> Any:
 def _asked(name: str, value: Any) -> Any:
     if not isinstance(value, _ASKED[name]):
         raise invalid(f"{name} is a {' or '.join(k.__name__ for k in _ASKED[name])}.", name)
-    tools: Sequence[Any] = value if name == "tools" else ()
-    for number, tool in enumerate(tools):
+    for number, tool in enumerate(value if isinstance(value, list) else ()):
         if not isinstance(tool, dict) or tool.get("type") != "function":
             raise invalid("Only tools of type function can be called.", f"tools[{number}]")
     return value
