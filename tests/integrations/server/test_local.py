@@ -8,9 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_helpers import asked, drawn_request, events
+from serve_helpers import asked, drawn_request, events, serving
 from sightrail.guardrails import LocalLVLM, Policy, RiskDetector
 from sightrail.guardrails.casa import Casa
+from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.evaluation.stacks import DEFAULT_STACKS
+from sightrail.integrations.server import ServerSettings, create_app
 
 
 def post(address: str, path: str = "chat/completions", **body: Any) -> httpx.Response:
@@ -133,3 +136,34 @@ def test_models_health_and_metrics(local: str) -> None:
     assert all(name.startswith("sightrail_") for name in names)
     assert 'sightrail_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert "sightrail_waiting 0.0" in text
+
+
+@pytest.mark.parametrize(
+    "stack",
+    ["all", *(pytest.param(name, marks=pytest.mark.long) for name in DEFAULT_STACKS[:-1])],
+)
+def test_every_stack_is_served(stack: str) -> None:
+    """What the stacks say about requests is tested elsewhere; here, that they stand in a server."""
+    url, question = drawn_request("benign")
+    unsafe, harmful = drawn_request("object")
+    with serving(model="testbed", stack=stack, encoder="testbed") as address:
+        whole = post(address, messages=asked(question, url), max_tokens=12)
+        streamed = events(post(address, messages=asked(question, url), max_tokens=12, stream=True))
+        told = post(address, messages=asked(harmful, unsafe), max_tokens=4).json()
+    assert whole.status_code == 200
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in streamed[:-1])
+    assert text == whole.json()["choices"][0]["message"]["content"]
+    if stack == "all":
+        assert whole.json()["sightrail"]["verdicts"][-1]["guardrail"] == "evidence"
+        assert told["sightrail"]["verdicts"][-1]["action"] in ("mask", "refuse")
+
+
+def test_one_decision_from_all_evidence_needs_the_model() -> None:
+    settings = ServerSettings(
+        upstream="http://127.0.0.1:1/v1",
+        stack="all",
+        encoder="testbed",
+        artifacts={"evidence": "testbed", "casa": "testbed", "moras": "testbed"},
+    )
+    with pytest.raises(ConfigurationError, match="serve the model itself"):
+        create_app(settings)

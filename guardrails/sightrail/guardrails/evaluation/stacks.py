@@ -90,11 +90,14 @@ class Supplies:
     @cached_property
     def reader(self) -> Detector:
         """The reader of text; on the testbed's encoder it judges by the mini world's own words."""
+        from ..screening import RiskDetector
         from ..screening.reading import Lexicon, TextInPicture
 
-        screening: Any = _behind(self.detector)
-        if self.encoder != TESTBED or not hasattr(screening, "encoder"):
+        if self.encoder != TESTBED:
             return self._shared(TextInPicture(Lexicon.default()))
+        screening: Any = _behind(self.detector)
+        if not hasattr(screening, "encoder"):  # no other part of the stack looks through it
+            screening = RiskDetector.from_pretrained(TESTBED)
         made = embedded_module("reading").concept_reader(screening.encoder, screening.concepts)
         return self._shared(TextInPicture(made))
 
@@ -277,7 +280,7 @@ def build_stack(name: str, supplies: Supplies) -> list[Any]:
             raise ConfigurationError(
                 f"There is no defence {part!r} (in stack {name!r}); there are "
                 f"{', '.join(_PARTS)}. The stack {ALL} is one decision from all evidence, and "
-                "stands in `sightrail eval` alone."
+                "stands alone."
             )
         guards += [guard for make in _PARTS[part] for guard in make(supplies)]
     return _merged(guards)

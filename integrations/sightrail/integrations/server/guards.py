@@ -10,17 +10,21 @@ from sightrail.guardrails import CachedDetector, Policy, SafetyPrefix, VisualSaf
 from sightrail.guardrails.carriers.loop import Framework, PictureLoop
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.evaluation.stacks import (
+    ALL,
+    Blind,
     Supplies,
     artifacts_for,
     build_stack,
     calibration_for,
+    joint_evidence,
+    parts_of,
     screens,
 )
 
 from .wire import OpenAIWalk
 
 if TYPE_CHECKING:
-    from sightrail.guardrails import Limits, LocalLVLM
+    from sightrail.guardrails import Evidence, Limits, LocalLVLM
     from sightrail.guardrails.policy import Surface
     from sightrail.guardrails.screening.asking import Detector
 
@@ -38,6 +42,7 @@ class Guards:
         prefix: stands before the last words of the user.
         border: is put around every picture.
         inside: all of them that need the model itself.
+        evidence: what makes one decision of all of theirs; None where each decides by itself.
         policy: what a verdict leads to.
         limits: what intake is willing to read.
     """
@@ -46,6 +51,7 @@ class Guards:
     prefix: SafetyPrefix | None
     border: VisualSafetyPrompt | None
     inside: tuple[Any, ...]
+    evidence: Evidence | None
     policy: Policy
     limits: Limits
 
@@ -69,14 +75,16 @@ def build_guards(
         ConfigurationError: a stack that does not exist, or cannot work in this mode.
         ModelLoadError, ArtifactError: something cannot be loaded.
     """
-    guards = build_stack(settings.stack, _supplies(settings, around_detector))
+    supplies = _supplies(settings, around_detector)
+    evidence = joint_evidence(supplies) if settings.stack == ALL else None
+    guards = parts_of(evidence, supplies) if evidence else build_stack(settings.stack, supplies)
     detectors = tuple(guard for guard in guards if hasattr(guard, "screen"))
     prefix = next((guard for guard in guards if isinstance(guard, SafetyPrefix)), None)
     border = next((guard for guard in guards if isinstance(guard, VisualSafetyPrompt)), None)
     inside = tuple(guard for guard in guards if guard not in detectors)
     if settings.upstream is not None:
-        _check_outside(inside)
-    return Guards(detectors, prefix, border, inside, settings.policy, settings.limits)
+        _check_outside(inside, evidence)
+    return Guards(detectors, prefix, border, inside, evidence, settings.policy, settings.limits)
 
 
 def _supplies(
@@ -86,7 +94,7 @@ def _supplies(
     from sightrail.guardrails.screening.settings import ScreeningSettings
 
     own = None if settings.screening is None else ScreeningSettings.from_file(settings.screening)
-    detector: Any = None  # an encoder takes seconds to load, and not every stack has one
+    detector: Any = Blind()  # an encoder takes seconds to load, and not every stack has one
     if screens(settings.stack):
         made = RiskDetector.from_pretrained(
             settings.encoder, settings=own, limits=settings.limits, device=settings.device
@@ -95,11 +103,17 @@ def _supplies(
         detector = CachedDetector(seen, max_items=max(1, settings.remembered))
     model = settings.model or ""
     named = {str(kind): place for kind, place in settings.artifacts.items()}
-    return Supplies(detector, artifacts_for(model, named), calibration_for(model))
+    found = artifacts_for(model, named)
+    return Supplies(detector, found, calibration_for(model), settings.encoder)
 
 
-def _check_outside(guards: Sequence[Any]) -> None:
+def _check_outside(guards: Sequence[Any], evidence: Evidence | None) -> None:
     """Before an upstream there is no inside to act on."""
+    if evidence is not None:
+        raise ConfigurationError(
+            f"The stack {ALL} decides with what goes on inside the model, which a gateway cannot "
+            "reach: serve the model itself (--model)."
+        )
     for guard in guards:
         if guard.needs - {"pixels", "prompt"}:
             raise ConfigurationError(
@@ -122,6 +136,7 @@ def load_local(settings: ServerSettings, guards: Guards) -> LocalLVLM:
     return LocalLVLM.from_pretrained(
         settings.model,
         guardrails=[*guards.detectors, *guards.inside],
+        evidence=guards.evidence,
         policy=settings.policy,
         limits=settings.limits,
         device=settings.device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from tomllib import TOMLDecodeError
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from pydantic import (
     AnyHttpUrl,
@@ -25,10 +25,9 @@ from pydantic_settings import (
 )
 
 from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.evaluation.stacks import Fitted
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy
-
-Defence = Literal["moras", "casa", "davsp"]
 
 _LOADING: Final = {"dtype", "device_map", "quantization", "revision", "trust_remote_code"}
 _EXAMPLES: Final = 'model = "testbed" or upstream = "http://127.0.0.1:8001/v1"'
@@ -96,7 +95,7 @@ class ServerSettings(BaseSettings):
     stack: str = "screen"
     encoder: str | None = None
     screening: Path | None = None
-    artifacts: dict[Defence, str] = Field(default_factory=dict)
+    artifacts: dict[Fitted, str] = Field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
     device_map: str | dict[str, int | str] | None = None
