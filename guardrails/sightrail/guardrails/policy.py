@@ -125,7 +125,8 @@ class Policy(BaseModel):
         timeout_s: how long fetching, decoding and looking at the pictures of one call may take, in
             seconds; what is not done by then has failed. None waits for as long as it takes.
         monitor: decide and record, but change nothing and let everything through.
-        mask: how regions are covered: a flat `fill`, or a `blur` that keeps four of its colours.
+        mask: how regions are covered: a flat `fill`, or one whose edge is a `blur`. Neither leaves
+            anything of a region.
         refusal: the answer that a user gets in place of the model's where a picture was refused;
             ``{category}`` and ``{reason}`` in it are filled in. The default says what was refused
             (an image, a recording, a file) and what can be done.

@@ -12,7 +12,7 @@ from PIL import Image
 from sightrail.guardrails import CachedDetector, Picture, RiskDetector, Verdict
 from sightrail.guardrails.carriers.loop import ask_again
 from sightrail.guardrails.policy import Policy, apply_policy
-from sightrail.guardrails.screening.regions import LOOKS, cover_regions, with_margin
+from sightrail.guardrails.screening.regions import FILL, LOOKS, MARGIN, cover_regions, with_margin
 from sightrail.guardrails.verdict import Box, Region
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS
@@ -71,7 +71,7 @@ def test_a_picture_that_does_not_get_clean_is_refused(answer: Verdict) -> None:
     assert any(why.reason == "still_risky" for why in applied.verdict.not_inspected) is not clean
 
 
-def test_a_blur_that_leaves_something_becomes_a_fill() -> None:
+def test_a_soft_edge_that_leaves_something_becomes_hard() -> None:
     watcher = Watcher([found(FIRST), found()])
     applied = apply_policy(PHOTO, found(FIRST), Policy(mask="blur"), look_again=watcher)
     (first, _), (second, covers) = watcher.asked
@@ -89,14 +89,19 @@ def test_a_monitor_covers_nothing_and_looks_once() -> None:
     assert watcher.asked == []
 
 
-def test_blur_leaves_four_colours_and_no_shape() -> None:
-    word = Image.new("RGB", (64, 64), "white")
-    word.paste("black", (8, 8, 56, 20))
-    word.paste("black", (8, 40, 56, 52))
-    regions = found((0, 0, 64, 64)).regions
-    left = np.asarray(cover_regions(word, regions, "blur")).astype(int)
-    assert np.abs(np.diff(left, axis=0)).max() <= 8  # no edge is left
-    assert left.std() < 40
+@pytest.mark.parametrize("box", [(32, 32, 96, 80), (0, 40, 30, 128), (100, 0, 128, 9)])
+def test_a_blur_leaves_nothing_of_a_region_and_fades_within_its_margin(box: Box) -> None:
+    size = (128, 128)
+    words = Image.effect_noise(size, 90).convert("RGB")
+    covers = with_margin(box, size)
+    for how in ("fill", "blur"):
+        covered = cover_regions(words, found(box).regions, how, margin=MARGIN)  # type: ignore[arg-type]
+        assert covered.crop(box).getcolors() == [((box[2] - box[0]) * (box[3] - box[1]), FILL)]
+        changed = np.asarray(covered) != np.asarray(words)
+        changed[covers[1] : covers[3], covers[0] : covers[2]] = False
+        assert not changed.any()
+    across = [covered.getpixel((x, 5 if box[1] < 5 else 60)) for x in range(covers[0], covers[2])]
+    assert len(set(across)) > 1  # the edge
 
 
 @dataclass

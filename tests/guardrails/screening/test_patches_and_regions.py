@@ -96,7 +96,4 @@ def test_covering_changes_the_region_and_nothing_else(how: str) -> None:
     inside[16:48, 8:40] = True
     assert (covered[~inside] == pixels[~inside]).all()
     assert np.asarray(image).tobytes() == pixels.tobytes(), "the caller's picture was changed"
-    if how == "fill":
-        assert (covered[inside] == FILL).all()
-    else:
-        assert covered[inside].std() < 0.3 * pixels[inside].std()
+    assert (covered[inside] == FILL).all()

@@ -47,7 +47,7 @@ def fit_bands(detector: RiskDetector, unsafe: Iterable[Picture], source: str) ->
         for look in looker.look(detector.views([picture])):
             levels = max(look.view.levels)
             if levels == len(settings.scales) and risk_of(look).picture.max() >= limit:
-                risks.append([_risk_until(looker, look, level) for level in range(levels)])
+                risks.append([_risk_until(looker, look, level, limit) for level in range(levels)])
                 stood_out.append([_riskiest(looker, look, level + 1) for level in range(levels)])
     if len(risks) < _FEWEST:
         raise ConfigurationError(f"{len(risks)} pictures were flagged; {_FEWEST} are needed")
@@ -65,15 +65,16 @@ def _until(look: Look, level: int) -> Look:
     assert look.patches is not None
     crops = [n for n in look.seen if look.view.levels[n] <= level]
     per_crop = len(look.view.patches[0])
-    return Look(look.view, look.wanted, crops, look.patches[: len(crops) * per_crop])
+    return Look(look.view, look.wanted, seen=crops, patches=look.patches[: len(crops) * per_crop])
 
 
-def _risk_until(looker: Looker, look: Look, level: int) -> float:
+def _risk_until(looker: Looker, look: Look, level: int, limit: float) -> float:
+    """What `clean_below` is compared with: what is certain by then is not settled by it."""
     part = _until(look, level)
     assert part.patches is not None
     whole = len(look.view.patches[0])
     (risk,) = score_patches(part.patches[None], looker.texts, looker.settings, whole=whole)
-    return float(risk.picture.max())
+    return float((risk.picture if risk.stays_at(limit) else risk.parts).max())
 
 
 def _riskiest(looker: Looker, look: Look, level: int) -> float:

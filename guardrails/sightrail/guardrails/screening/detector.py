@@ -23,8 +23,8 @@ from .asking import decoded
 from .concepts import ConceptBank
 from .encoder import Encoder, load_encoder
 from .looking import Look, Looker, Looking, View, find_all_regions, risk_of, views_of
-from .regions import overlap, summarise
-from .scoring import TextBank, embed_bank, score_patches, worst_transport
+from .regions import summarise
+from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
 from .settings import Calibrated, Score, ScreeningSettings
 
 _log = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ class RiskDetector:
             covered: for each the boxes that were covered, in its pixels.
 
         Returns:
-            One verdict a picture, in order; its regions are what is still to be seen.
+            One verdict a picture, in order, without a risk map; its regions are what is still to
+            be seen.
 
         Raises:
             ConfigurationError: the chosen score has no threshold yet.
@@ -178,21 +179,33 @@ class RiskDetector:
         limit = self._limit()
         started = time.perf_counter()
         views = self.views(pictures)
-        wanted = [_touched(view, covered[view.owner]) for view in views]
         quick = self._looking
         if quick.bands is not None:
             quick = quick.model_copy(update={"look": "coarse_to_fine"})
-        looker = Looker(self.encoder, self.texts, quick)
-        looks = list(looker.look(views, wanted))
+        looker = Looker(self.encoder, self.texts, quick, stop_when_flagged=True)
+        looks = list(looker.look(views, [covered[view.owner] for view in views]))
         for look in looks:
-            below = limit.picture.value - float(risk_of(look).picture.max())
-            if 0 < below < 1 / self.encoder.logit_scale:
+            if self._may_be_flagged(risk_of(look), limit):
                 looker.look_at_the_rest(look)
         timings = {"screen": 1000 * (time.perf_counter() - started)}
         return [
-            self._verdict(picture, [look for look in looks if look.view.owner == i], limit, timings)
+            self._verdict(
+                picture,
+                [look for look in looks if look.view.owner == i],
+                limit,
+                timings,
+                mapped=False,
+            )
             for i, picture in enumerate(pictures)
         ]
+
+    def _may_be_flagged(self, risk: Risk, limit: Calibrated) -> bool:
+        """Whether a look that left crops out is clean by so little that these may decide.
+
+        What the whole picture's own patches say is known already and does not count.
+        """
+        near = limit.picture.value - 1 / self.encoder.logit_scale
+        return bool(risk.picture.max() < limit.picture.value and risk.parts.max() > near)
 
     def calibrate(
         self,
@@ -352,6 +365,8 @@ class RiskDetector:
         looks: Sequence[Look],
         limit: Calibrated,
         timings: dict[str, float],
+        *,
+        mapped: bool = True,
     ) -> Verdict:
         """The verdict of the riskiest view; regions of every view that has the picture's size."""
         texts = self.texts
@@ -381,7 +396,9 @@ class RiskDetector:
             threshold=limit.picture,
             scores=FrozenDict(zip(texts.categories, map(float, per_category), strict=True)),
             regions=tuple(sorted(regions, key=lambda region: -region.score)),
-            risk_map=summarise(worst.boxes, risk_of(worst).patches.max(1), worst.view.size),
+            risk_map=summarise(worst.boxes, risk_of(worst).patches.max(1), worst.view.size)
+            if mapped
+            else None,
             transport=transport,
             not_inspected=tuple(why for why in unresolved if why is not None),
             image_size=picture.image.size,
@@ -407,10 +424,3 @@ class _Read(NamedTuple):
 
     picture: Picture | Verdict
     milliseconds: float
-
-
-def _touched(view: View, covered: Sequence[Box]) -> frozenset[int]:
-    """The crops of a view that a cover touches, and the whole."""
-    return frozenset(
-        {0, *(n for n, box in enumerate(view.placed) if any(overlap(box, c) for c in covered))}
-    )

@@ -211,6 +211,7 @@ class Look:
     Attributes:
         view: the rendering.
         wanted: the crops that may be looked at, by number: the whole, and in a first look all.
+        covered: boxes in pixels of the picture that were covered since a first look; None in that.
         seen: the crops that were, in the order of `patches`.
         patches: [len(seen) * P, D], unit; P patches a crop.
         risk: what follows from these.
@@ -218,6 +219,7 @@ class Look:
 
     view: View
     wanted: frozenset[int]
+    covered: Sequence[Box] | None = None
     seen: list[int] = field(default_factory=list)
     patches: Tensor | None = None
     risk: Risk | None = None
@@ -230,26 +232,39 @@ class Look:
 
 @dataclass(frozen=True)
 class Looker:
-    """An encoder with what it compares with, and how it looks."""
+    """An encoder with what it compares with, and how it looks.
+
+    Attributes:
+        encoder: embeds crops.
+        texts: the concepts.
+        settings: what is looked at, and when that is over.
+        stop_when_flagged: coarse to fine also ends where no further crop could lower the risk below
+            the threshold; the regions are the coarser then.
+    """
 
     encoder: Encoder
     texts: TextBank
     settings: ScreeningSettings
+    stop_when_flagged: bool = False
 
     def look(
-        self, views: Sequence[View], wanted: Sequence[frozenset[int]] | None = None
+        self, views: Sequence[View], covered: Sequence[Sequence[Box]] | None = None
     ) -> Iterator[Look]:
         """One look a rendering, in order; some at a time, so that memory stays bounded.
 
         Args:
             views: what is looked at.
-            wanted: for each, the crops that may be; every crop when None.
+            covered: for each the boxes that were covered since a first look, in pixels of the
+                picture; what they do not touch is left out. A first look when None.
 
         Raises:
             TimeoutError: the deadline of this context passed.
         """
-        every = [frozenset(range(len(view.encoded))) for view in views]
-        looks = [Look(view, crops) for view, crops in zip(views, wanted or every, strict=True)]
+        if covered is None:
+            looks = [Look(view, frozenset(range(len(view.encoded)))) for view in views]
+        else:
+            pairs = zip(views, covered, strict=True)
+            looks = [Look(view, _touched(view, boxes), boxes) for view, boxes in pairs]
         for group in _groups(looks, self.encoder.batch_size):
             self._look(group)
             yield from group
@@ -278,13 +293,17 @@ class Looker:
             for look in unsettled:
                 self._score(look, complete=level == deepest)
             if level < min(deepest, len(bands.clean_below)):
-                unsettled = [
-                    look
-                    for look in unsettled
-                    if look.risk is None or not look.risk.picture.max() < bands.clean_below[level]
-                ]
+                below = bands.clean_below[level]
+                unsettled = [look for look in unsettled if not self._settled(look, below)]
             if not unsettled:
                 return
+
+    def _settled(self, look: Look, below: float) -> bool:
+        """Whether what is still to be seen of a look would not change what it is to say."""
+        risk = risk_of(look)
+        if risk.stays_at(self.settings.thresholds().picture.value):
+            return self.stop_when_flagged
+        return bool(risk.parts.max() < below)
 
     def _open(self, look: Look, level: int, bands: Bands) -> list[int]:
         """The crops of a level that stand out in what was seen of their places."""
@@ -326,17 +345,26 @@ class Looker:
             share = _same_mass(settings, total, len(look.seen))
             settings = settings.model_copy(update={"share": share})
         whole = len(look.view.patches[0])
-        (look.risk,) = score_patches(look.patches[None], self.texts, settings, whole=whole)
+        known = None if look.risk is None else look.risk.alone
+        (look.risk,) = score_patches(
+            look.patches[None], self.texts, settings, whole=whole, alone=known
+        )
 
 
 def standing_out(look: Look, texts: TextBank, crops: Sequence[int]) -> list[float]:
     """For each crop the highest margin of what was seen in its place: by how much a patch fits an
     unsafe text better than any benign one, in cosines.
+
+    In a second look only patches at the edge of a cover count: inside nothing is to be seen, and
+    outside nothing has changed.
     """
     assert look.patches is not None
-    unsafe = torch.stack([(look.patches @ z.T).amax(-1) for z in texts.variants]).amax(0)
-    margins = (unsafe - (look.patches @ texts.anchors.T).amax(-1)).numpy()
-    middles = np.asarray([((a + c) / 2, (b + d) / 2) for a, b, c, d in look.boxes])
+    boxes, patches = look.boxes, look.patches
+    unsafe = torch.stack([(patches @ z.T).amax(-1) for z in texts.variants]).amax(0)
+    margins = (unsafe - (patches @ texts.anchors.T).amax(-1)).numpy()
+    if look.covered is not None:
+        margins = np.where([_at_edge(box, look.covered) for box in boxes], margins, -np.inf)
+    middles = np.asarray([((a + c) / 2, (b + d) / 2) for a, b, c, d in boxes])
     return [_highest(margins, middles, look.view.placed[crop]) for crop in crops]
 
 
@@ -346,6 +374,24 @@ def _highest(margins: NDArray[np.float32], middles: NDArray[np.float64], box: Bo
     x, y = middles[:, 0], middles[:, 1]
     inside = margins[(left <= x) & (x <= right) & (top <= y) & (y <= bottom)]
     return float(inside.max()) if len(inside) else float("inf")
+
+
+def _at_edge(box: Box, covered: Sequence[Box]) -> bool:
+    """Whether a patch meets a cover and shows something beside it."""
+    left, top, right, bottom = box
+    grown = (left - 1, top - 1, right + 1, bottom + 1)
+    return any(overlap(grown, cover) for cover in covered) and not any(
+        _inside(box, cover) for cover in covered
+    )
+
+
+def _inside(box: Box, cover: Box) -> bool:
+    return cover[0] <= box[0] and cover[1] <= box[1] and box[2] <= cover[2] and box[3] <= cover[3]
+
+
+def _touched(view: View, covered: Sequence[Box]) -> frozenset[int]:
+    """The whole, and the crops that show the edge of a cover."""
+    return frozenset({0, *(n for n, box in enumerate(view.placed) if _at_edge(box, covered))})
 
 
 def _runs(part: Sequence[tuple[Look, int]]) -> Iterator[tuple[Look, list[int]]]:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from ..verdict import Action, Box, FrozenDict, NotInspected, Region, RiskMap, Verdict
@@ -130,10 +130,6 @@ def summarise(boxes: Sequence[Box], risk: NDArray[np.float32], size: tuple[int, 
 FILL: Final = (123, 117, 104)
 """The colour that CLIP's normalisation maps to zero: the paper sets masked patches to x := 0."""
 
-_COARSE: Final = 2
-"""Colours along a side of a blurred region. Of a thing that fills the region no shape is left in so
-few; a blur by a quarter of the region left what a model could still name."""
-
 LOOKS: Final = 3
 """How often a masked picture is looked at again at the most, before it is refused."""
 
@@ -154,23 +150,33 @@ def cover_regions(
     The paper sets masked patches to zero, a flat grey. The colour of what lies around was tried:
     the encoder flags fewer of such covers, but the testbed's model, which sees nothing there, makes
     something up. Asked about 60 masked objects and 60 masked words (calibration split, seed 11) it
-    spoke of some unsafe thing in 17 and 46 answers; with grey covers in 3 and 1.
+    spoke of some unsafe thing in 17 and 46 answers; with grey covers in 3 and 1. A region's own
+    colours, however coarse, are worse still, so a blur keeps none of them either.
 
     Args:
         image: RGB; not changed.
         regions: boxes in this picture's pixels.
-        how: `fill` paints FILL, `blur` replaces the region by its own coarse colours.
+        how: `fill` paints FILL, `blur` does the same with a soft edge in the outer half of the
+            margin. Either way nothing of a region itself is left.
         margin: how far beyond each region to cover, as a share of the picture's shorter side.
     """
-    covered = image.copy()
+    soft = round(margin * min(image.size)) // 4 if how == "blur" else 0
+    mask = Image.new("L", image.size, 0)
     for region in regions:
-        box = with_margin(region.box, image.size, margin)
-        if how == "fill":
-            covered.paste(FILL, box)
-            continue
-        part = image.crop(box)
-        colours = part.resize((_COARSE, _COARSE), Image.Resampling.BOX)
-        covered.paste(colours.resize(part.size, Image.Resampling.BILINEAR), box)
+        left, top, right, bottom = with_margin(region.box, image.size, margin)
+        mask.paste(
+            255,
+            (
+                left + soft * (left > 0),
+                top + soft * (top > 0),
+                right - soft * (right < image.width),
+                bottom - soft * (bottom < image.height),
+            ),
+        )
+    if soft:  # reaches as far to either side
+        mask = mask.filter(ImageFilter.BoxBlur(soft))
+    covered = image.copy()
+    covered.paste(FILL, (0, 0, *image.size), mask)
     return covered
 
 
@@ -195,7 +201,7 @@ def cover_until_clean(
 ) -> tuple[Image.Image | None, Verdict]:
     """The picture with its risky places covered, and the verdict with all of them in it.
 
-    A blur in which something is still found is not repeated: from then on regions are filled.
+    Where something is still found, edges are hard from then on.
 
     Args:
         image: RGB; not changed.

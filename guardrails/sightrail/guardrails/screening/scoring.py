@@ -8,8 +8,8 @@ patches, I categories, N variants, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
 import numpy as np
@@ -253,11 +253,26 @@ class TextBank:
 
 @dataclass(frozen=True)
 class Risk:
-    """One picture's risks: `picture` [I] decides, `patches` [M, I] says where."""
+    """One picture's risks: `picture` [I] decides, `patches` [M, I] says where.
+
+    Attributes:
+        picture: [I].
+        patches: [M, I].
+        transport: how exact it is; None for scores without a transport.
+        parts: [I], of all patches together; lower than `picture` where `alone` is higher.
+        alone: the second transport, over the whole picture's own patches, where there is one. No
+            further crop changes it.
+    """
 
     picture: Floats
     patches: Floats
+    parts: Floats
     transport: Transport | None = None
+    alone: AnchoredRisk | None = None
+
+    def stays_at(self, limit: float) -> bool:
+        """Whether the risk reaches a limit whatever else of the picture is looked at."""
+        return self.alone is not None and bool(self.alone.picture.max() >= limit)
 
 
 def embed_bank(encoder: Encoder, bank: ConceptBank) -> TextBank:
@@ -269,7 +284,12 @@ def embed_bank(encoder: Encoder, bank: ConceptBank) -> TextBank:
 
 
 def score_patches(
-    patches: Tensor, bank: TextBank, settings: ScreeningSettings, *, whole: int = 1
+    patches: Tensor,
+    bank: TextBank,
+    settings: ScreeningSettings,
+    *,
+    whole: int = 1,
+    alone: AnchoredRisk | None = None,
 ) -> list[Risk]:
     """Risks of B pictures with M patches each, by the settings' score.
 
@@ -282,17 +302,24 @@ def score_patches(
         settings: which score, and its constants.
         whole: how many of the patches are the whole picture's own: 1 for crops, the number of
             tokens for patch tokens.
+        alone: what an earlier risk of the same picture says of these, if it is known.
     """
     return [
-        risk for alone in patches.split(1) for risk in _score_alone(alone, bank, settings, whole)
+        risk
+        for picture in patches.split(1)
+        for risk in _score_alone(picture, bank, settings, whole, alone)
     ]
 
 
 def _score_alone(
-    patches: Tensor, bank: TextBank, settings: ScreeningSettings, whole: int
+    patches: Tensor,
+    bank: TextBank,
+    settings: ScreeningSettings,
+    whole: int,
+    alone: AnchoredRisk | None = None,
 ) -> list[Risk]:
     if settings.score == "ot":
-        return _anchored(patches, bank, settings, whole)
+        return _anchored(patches, bank, settings, whole, alone)
     cosines = torch.stack([(patches @ z.T).amax(-1) for z in bank.variants], -1)
     if settings.score == "ot_printed":
         return _printed(patches, cosines, bank, settings)
@@ -300,17 +327,24 @@ def _score_alone(
 
 
 def _anchored(
-    patches: Tensor, bank: TextBank, settings: ScreeningSettings, whole: int
+    patches: Tensor,
+    bank: TextBank,
+    settings: ScreeningSettings,
+    whole: int,
+    alone: AnchoredRisk | None,
 ) -> list[Risk]:
     risk = _transported(patches, bank, settings, settings.share)
     if settings.whole_share is None or whole == 0:
         return _split(risk.picture, risk.patches, risk.marginal_error, settings.tolerance)
-    alone = _transported(patches[:, :whole], bank, settings, settings.whole_share)
+    if alone is None:
+        alone = _transported(patches[:, :whole], bank, settings, settings.whole_share)
     both = torch.cat(
         [torch.maximum(risk.patches[:, :whole], alone.patches), risk.patches[:, whole:]], dim=1
     )
     error = torch.maximum(risk.marginal_error, alone.marginal_error)
-    return _split(torch.maximum(risk.picture, alone.picture), both, error, settings.tolerance)
+    found = _split(torch.maximum(risk.picture, alone.picture), both, error, settings.tolerance)
+    parts = cast("Iterable[Floats]", risk.picture.numpy())
+    return [replace(its, parts=part, alone=alone) for its, part in zip(found, parts, strict=True)]
 
 
 def _transported(
@@ -357,7 +391,7 @@ def _split(
             size = float(error[index].clamp_max(1.0))  # a deviation of mass cannot exceed 1
             transport = Transport(converged=size <= tolerance, marginal_error=size)
         whole, parts = (cast(Floats, t[index].numpy()) for t in (picture, patches))
-        found.append(Risk(whole, parts, transport))
+        found.append(Risk(whole, parts, whole, transport))
     return found
 
 

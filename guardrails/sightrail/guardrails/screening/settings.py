@@ -75,7 +75,8 @@ class Bands(BaseModel):
     """When looking coarse to fine is over, as a calibration found it: see ``fit_bands``.
 
     Attributes:
-        clean_below: for each level but the finest, the risk of the picture below which it is clean.
+        clean_below: for each level but the finest, the risk of all patches together below which a
+            picture is clean.
         look_closer: for each level but the whole, the margin (in cosines, of an unsafe text over
             the best benign one) that something seen in the place of a crop has to reach for the
             crop to be looked at.
