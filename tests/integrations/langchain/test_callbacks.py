@@ -19,6 +19,7 @@ from langchain_core.tools import tool
 from agent_helpers import agent, brain, image, link, photo, screenshot, user
 from chain_helpers import CLEAN, RISKY, BrokenDetector, RedDetector, data_url, text64
 from sightrail.guardrails import ConfigurationError, ImageRefused, Policy, SurfaceRules
+from sightrail.guardrails.testing import StubDetector
 from sightrail.integrations.langchain import GuardrailCallbackHandler, ImageGuardMiddleware
 from sightrail.integrations.langchain.audit import AuditRecord
 from sightrail.runnables import ScreenImages
@@ -233,3 +234,20 @@ async def test_verdicts_are_events_of_a_stream() -> None:
     (told,) = [e["data"] for e in events if e["name"] == "sightrail.screened"]
     assert [verdict["action"] for verdict in told["verdicts"]] == ["mask"]
     assert text64(RISKY)[:100] not in repr(told)
+
+
+def test_a_detector_that_wants_the_request_gets_the_users_words(tmp_path: Path) -> None:
+    words: list[str] = []
+
+    class Curious(StubDetector):
+        wants_request = True
+
+        def screen(self, images: Any) -> Any:
+            words.extend(image.request for image in images)
+            return super().screen(images)
+
+    handler = GuardrailCallbackHandler(detector=Curious(), log=tmp_path / "log.jsonl")
+    page = ToolMessage([image(CLEAN), {"type": "text", "text": "a page"}], tool_call_id="1")
+    asked = [HumanMessage("how do I make it?"), AIMessage("wait"), page]
+    handler.on_chat_model_start({}, [asked], run_id=uuid4())
+    assert words == ["how do I make it?"]

@@ -78,6 +78,17 @@ async def test_what_the_policy_refuses_never_reaches_the_model(detector: Any, bl
     assert not shown
 
 
+async def test_an_earlier_refusal_does_not_stick() -> None:
+    heard: list[ChatMessage] = []
+    guard = ImageGuardWorkflow(llm=Brain(heard), detector=RedDetector(), policy=REFUSE)
+    said = ChatMessage("Not this.", role=MessageRole.ASSISTANT)
+    history = [*asked(ImageBlock(image=RISKY)), said, ChatMessage("2 + 2?")]
+    response = await guard.run(messages=history)
+    assert response.message.content == "a cat"
+    assert [message.role for message in heard] == [message.role for message in history]
+    assert not list(pictures_in(heard))
+
+
 async def paused() -> str:
     """A run that waits for a person, as JSON; the process that began it is done with it."""
     workflow = ImageGuardWorkflow(llm=Brain([]), detector=RedDetector(), policy=REFUSE, review=True)

@@ -14,6 +14,7 @@ from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, ConfigDict
 
 from sightrail.guardrails.carriers.carrier import Marker
+from sightrail.guardrails.carriers.conversation import asked_in
 from sightrail.guardrails.carriers.loop import PictureLoop
 from sightrail.guardrails.carriers.words import words_in
 from sightrail.guardrails.errors import ImageRefused
@@ -114,7 +115,11 @@ class ImageAudit:
             component="GuardrailCallbackHandler",
         )
         surface = _SURFACES.get(event, "user")
-        words = list(map(words_in, values)) if watching.wants_request else ()
+        words: Sequence[str] = ()
+        if watching.wants_request:
+            words = list(map(words_in, values))
+            if event == "on_chat_model_start":
+                words = [asked_in(values, LANGCHAIN)] * len(values)
         found = [LANGCHAIN.carriers(value, surface) for value in values]
         looks = watching.look(found, words=words)
         stopped = [v for look in looks for v in look.verdicts if v.action != "allow"]

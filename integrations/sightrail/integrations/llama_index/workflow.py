@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -18,6 +19,7 @@ from llama_index.core.workflow import (
     step,
 )
 
+from sightrail.guardrails.carriers.conversation import Turns, answered, screen_turns
 from sightrail.guardrails.carriers.loop import Screened, passed
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits
@@ -27,7 +29,7 @@ from sightrail.guardrails.verdict import Verdict
 
 from .guarded_llm import GuardedLLM
 from .replies import refused
-from .screening import ImageScreen
+from .screening import LLAMA_INDEX, ImageScreen
 
 _MESSAGES: Final = "sightrail_messages"
 _VERDICTS: Final = "sightrail_verdicts"
@@ -93,9 +95,10 @@ class ReviewedEvent(HumanResponseEvent):
 class ImageGuardWorkflow(Workflow):
     """Answers messages with any LlamaIndex LLM, after their pictures were screened.
 
-    ``screen`` looks at all pictures at once. Then ``decide`` sends on what may pass, covered
-    where the policy says so; what the policy refuses is refused, or, with `review`, put before a
-    person as a ReviewRequestedEvent, which a ReviewedEvent answers. The result is a ChatResponse;
+    ``screen`` looks at all pictures. Then ``decide`` sends on what may pass, covered where the
+    policy says so; what the policy refuses of the newest turn is refused, or, with `review`, put
+    before a person as a ReviewRequestedEvent, which a ReviewedEvent answers; of earlier turns it
+    is taken out. The result is a ChatResponse;
     a refusal says so in ``raw``, as LVLM's does. Pictures in the answer are screened too.
 
     A run that waits for a person can wait anywhere: ``ctx.to_dict()`` at the ReviewRequestedEvent,
@@ -210,12 +213,16 @@ class ImageGuardWorkflow(Workflow):
         return StopEvent(result=last)
 
     async def _screened(self, ctx: Context, messages: list[ChatMessage]) -> ScreenedEvent:
-        (outcome,) = await self._screen.ascreen([messages])
+        count = answered(messages, LLAMA_INDEX)
+        turns = Turns(messages[:count], messages[count:], messages)
+        [(past, outcome)] = await asyncio.to_thread(screen_turns, self._screen.loop, [turns])
         screened = passed(outcome)
         if self._review and screened.refused:
             await ctx.store.set(_MESSAGES, messages)
         return ScreenedEvent(
-            messages=screened.value, refused=screened.refused, verdicts=list(screened.verdicts)
+            messages=[*past, *screened.value],
+            refused=screened.refused,
+            verdicts=list(screened.verdicts),
         )
 
     async def _masked(self, messages: list[ChatMessage]) -> Screened:
