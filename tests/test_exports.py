@@ -19,6 +19,7 @@ PUBLIC = {
         "ArtifactError",
         "AttentiveCalibration",
         "CachedDetector",
+        "CallRules",
         "Casa",
         "CasaSettings",
         "Cascade",

@@ -220,6 +220,22 @@ class Says:
         return Interventions(answer_logits=[_Force(tokens, self.end and tokenizer.eos_token_id)])
 
 
+@dataclass
+class SaysInTurn(Says):
+    """The same, with another text for every step of an agent; the last one goes for those after.
+
+    Args:
+        steps: the texts after `text`, which is said at once.
+    """
+
+    steps: tuple[str, ...] = ()
+
+    def interventions(self, prompt: Any, host: Any) -> Interventions:
+        (talk,) = prompt.originals
+        said = (self.text, *self.steps)[min(talk.step, len(self.steps))]
+        return Says(said, self.family, self.end).interventions(prompt, host)
+
+
 class _Force(LogitsProcessor):
     def __init__(self, tokens: Sequence[int], end: Any) -> None:
         self._tokens = [*tokens, end] if isinstance(end, int) and end is not False else [*tokens]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .judging import Endpoint, EndpointJudge, LocalJudge
     from .model import Answer, AnswerChunk, Gathering, LocalLVLM, Place
     from .moras import Moras, MorasSettings
-    from .policy import Applied, Policy, SurfaceRules, apply_policy
+    from .policy import Applied, CallRules, Policy, SurfaceRules, apply_policy
     from .prefix import AttentiveCalibration, SafetyPrefix
     from .screening import (
         CachedDetector,
@@ -64,6 +64,7 @@ _HOME: Final = {
     "ArtifactError": "errors",
     "AttentiveCalibration": "prefix",
     "CachedDetector": "screening",
+    "CallRules": "policy",
     "Casa": "casa",
     "Cascade": "screening",
     "CheckpointError": "errors",
@@ -122,6 +123,7 @@ __all__ = [
     "ArtifactError",
     "AttentiveCalibration",
     "CachedDetector",
+    "CallRules",
     "Casa",
     "CasaSettings",
     "Cascade",

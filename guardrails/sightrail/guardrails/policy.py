@@ -15,13 +15,16 @@ from .verdict import Action, Box, FrozenDict, FrozenMap, Verdict
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["REASONS", "Applied", "Policy", "Surface", "SurfaceRules", "apply_policy"]
+__all__ = ["REASONS", "Applied", "CallRules", "Policy", "Surface", "SurfaceRules", "apply_policy"]
 
 UnseenAction = Literal["allow", "drop", "refuse", "raise"]
 """There is nothing to mask in a picture that was not inspected."""
 
 RequestAction = Literal["decline", "refuse", "raise", "allow"]
 """`decline`: the model refuses in its own words, as the guardrail inside it makes it."""
+
+CallAction = Literal["allow", "ask", "refuse"]
+"""What follows for tool calls: `ask` puts them before a person."""
 
 Surface = Literal["user", "system", "ai", "tool", "retrieval"]
 """Where a picture came from: who said the message, a tool's result, or a retrieved document."""
@@ -106,6 +109,49 @@ class SurfaceRules(BaseModel):
     on_error: UnseenAction | None = None
 
 
+class CallRules(BaseModel):
+    """What follows for the tool calls that a model proposes; the defaults let all of them pass.
+
+    Every step of an agent is ruled anew. `refuse` ends the step with `refusal` and no calls: what
+    earlier steps brought stays, and the conversation can go on. `ask` holds the calls back until a
+    person has approved them; where nobody asks one, they are never carried out. A call that the
+    app itself forces by a tool's name, as structured output does, is the app's and not ruled.
+
+    Attributes:
+        after_unsafe: where an unsafe picture has come in since the user last spoke, that message
+            included: one that was flagged, whatever was done about it, or one that passed although
+            nobody could look at it.
+        read_words: where a call's arguments repeat what is written in an untrusted picture of the
+            conversation and was not said by the user or the system prompt. Needs a detector that
+            reads, such as TextInPicture. A picture that nobody can read counts as repeated.
+            What is rephrased, translated or encoded is not found.
+        untrusted: the surfaces whose pictures are not trusted.
+        letters: so many letters and digits in a row that stand in both, case and space aside, are
+            no accident. Shorter arguments of several words count if they stand there whole, and
+            words with a digit (codes, numbers, addresses) from four characters on.
+        refusal: the answer in place of calls that are refused.
+        review: what is said for calls that wait for a person.
+
+    Example:
+        >>> Policy(calls=CallRules(after_unsafe="refuse", read_words="ask")).calls.untrusted
+        ('tool', 'retrieval')
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    after_unsafe: CallAction = "allow"
+    read_words: CallAction = "allow"
+    untrusted: tuple[Surface, ...] = ("tool", "retrieval")
+    letters: int = Field(default=12, ge=3)
+    refusal: str = "I am sorry, I stopped before the next step: it may not be safe."
+    review: str = "I need the approval of a person before the next step."
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a rule at all."""
+        return (self.after_unsafe, self.read_words) != ("allow", "allow")
+
+
 class Policy(BaseModel):
     """What each finding leads to. The defaults fail closed.
 
@@ -120,6 +166,8 @@ class Policy(BaseModel):
         on_unsafe_request: for a request that a guardrail inside the model (such as CASA) decides
             against: the model declines in its own words, or its answer is not even begun and the
             user gets `request_refusal`, or an exception.
+        calls: what follows for tool calls after an unsafe picture, and for those whose arguments
+            repeat what is written in one; see ``CallRules``.
         surfaces: what differs for pictures from a user, a system prompt, the model itself, a tool
             or a retriever. A rule for `on_flagged` does not undo `categories`.
         timeout_s: how long fetching, decoding and looking at the pictures of one call may take, in
@@ -150,6 +198,7 @@ class Policy(BaseModel):
     on_error: UnseenAction = "refuse"
     reasons: ReasonRules = Field(default_factory=dict)
     on_unsafe_request: RequestAction = "decline"
+    calls: CallRules = CallRules()
     surfaces: FrozenMap[Surface, SurfaceRules] = Field(default_factory=FrozenDict)
     timeout_s: PositiveFloat | None = 60.0
     monitor: bool = False
@@ -180,6 +229,8 @@ class Policy(BaseModel):
         It is about the pictures unless nothing but requests as a whole were refused.
         """
         refused = [v for v in verdicts if v.action in ("refuse", "raise")]
+        if refused and all(verdict.subject == "calls" for verdict in refused):
+            return self.calls.refusal
         asked = bool(refused) and all(verdict.subject == "request" for verdict in refused)
         text = self.refusal
         if asked and self.request_refusal is not None:
@@ -228,7 +279,7 @@ class Policy(BaseModel):
 def refusal_error(text: str, verdicts: Sequence[Verdict]) -> ImageRefused | RequestRefused:
     """A refusal where a message would not be of the type that was asked for."""
     told = {verdict.subject for verdict in verdicts if verdict.action in ("refuse", "raise")}
-    kind = RequestRefused if told == {"request"} else ImageRefused
+    kind = ImageRefused if "picture" in told or not told else RequestRefused
     return kind(text, verdicts=verdicts)
 
 

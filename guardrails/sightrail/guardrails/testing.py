@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .model.messages import Conversation
     from .model.prompt import Prompt
 
-__all__ = ["StubDetector", "StubGuardrail"]
+__all__ = ["StubDetector", "StubGuardrail", "StubReader"]
 
 _SOURCE = "a stub in a test"
 
@@ -96,6 +96,30 @@ class StubDetector:
             else (),
             image_size=size,
         )
+
+
+@dataclass
+class StubReader(StubDetector):
+    """The same, and it says what is written in pictures, for policies with rules about calls.
+
+    Attributes:
+        text: of every picture, or picture by picture; None could not be read.
+    """
+
+    text: str | Callable[[Picture], str | None] | None = ""
+
+    def words(self, pictures: Sequence[Picture]) -> list[str | None]:
+        """The text of each picture.
+
+        Args:
+            pictures: in order.
+
+        Raises:
+            Exception: ``fail``.
+        """
+        if self.fail is not None:
+            raise self.fail
+        return [self.text(p) if callable(self.text) else self.text for p in pictures]
 
 
 @dataclass(frozen=True)

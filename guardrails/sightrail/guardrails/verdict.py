@@ -66,6 +66,8 @@ Box = tuple[int, int, int, int]
 
 Status = Literal["clean", "flagged", "not_inspected", "failed"]
 Action = Literal["allow", "mask", "drop", "refuse", "raise"]
+Taken = Action | Literal["ask"]
+"""What was done; `ask`: tool calls wait for a person."""
 
 
 class _Frozen(BaseModel):
@@ -205,7 +207,8 @@ class Verdict(_Frozen):
     """The verdict on one picture, or on one request as a whole.
 
     Attributes:
-        subject: what was judged: a picture by screening, a request by a guardrail in the model.
+        subject: what was judged: a picture by screening, a request by a guardrail in the model, or
+            the tool calls that an answer proposed, by the policy's `calls`.
         guardrail: the name of the guardrail that judged a request.
         status: `clean` and `flagged` come from a finished inspection; `not_inspected` and `failed`
             are never to be read as safe.
@@ -227,7 +230,7 @@ class Verdict(_Frozen):
     """
 
     status: Status
-    subject: Literal["picture", "request"] = "picture"
+    subject: Literal["picture", "request", "calls"] = "picture"
     guardrail: str | None = None
     category: str | None = None
     score: float | None = None
@@ -239,7 +242,7 @@ class Verdict(_Frozen):
     risk_map: RiskMap | None = None
     transport: Transport | None = None
     not_inspected: tuple[NotInspected, ...] = ()
-    action: Action | None = None
+    action: Taken | None = None
     image_size: tuple[int, int] | None = None
     frames: int = 1
     seen_at: tuple[int, int] | None = None
@@ -311,7 +314,7 @@ class Verdict(_Frozen):
         )
         return self.model_copy(update={"kept": kept, "regions": regions})
 
-    def taken(self, action: Action) -> Verdict:
+    def taken(self, action: Taken) -> Verdict:
         """This verdict with the action that was taken on it."""
         return self.model_copy(update={"action": action})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
@@ -29,6 +30,7 @@ from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.strict import fingerprint
 from sightrail.guardrails.verdict import Verdict
 
+from .held_calls import brings_unsafe, held_fields
 from .shared_batch import SharedBatch
 from .structured import named, structured
 from .turns import (
@@ -67,7 +69,9 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
     Tools, where the model's chat template knows them: ``bind_tools``, agents. Calls that cannot be
     read are ``invalid_tool_calls``, thoughts are ``additional_kwargs["reasoning_content"]``. Where
     it knows none, results of tools are told as the user's words, and ``bind_tools`` is answered by
-    an ``UnsupportedModelError`` when the model is asked. A refused answer holds no calls.
+    an ``UnsupportedModelError`` when the model is asked. A refused answer holds no calls. What
+    ``policy.calls`` holds back for a person stands in ``response_metadata["held_calls"]``, where
+    ``ImageGuardMiddleware`` finds it and asks; nobody else carries it out.
 
     Structured output: ``with_structured_output`` works with every model, because a grammar holds
     the answer to the schema (extra ``structured``); a refusal keeps its type, see there.
@@ -374,7 +378,9 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         count = answered(messages, LANGCHAIN)
         if is_refused(messages[count:]) or refused_for_good(messages[:count], LANGCHAIN):
             return ScreenedConversation(None, marked_verdicts(messages))
-        return ScreenedConversation(read_conversation(messages))
+        return ScreenedConversation(
+            replace(read_conversation(messages), unsafe=brings_unsafe(messages))
+        )
 
     def _answer_all(
         self, asked: Sequence[ScreenedConversation], settings: dict[str, Any], local: LocalLVLM
@@ -389,14 +395,20 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
         ]
 
     def _answered(self, answer: Answer) -> ChatResult:
-        fields = answer_fields(answer, self._model_name)
+        fields = self._fields(answer)
         return _whole(message(answer.text, fields, answer))
 
     def _chunk(self, piece: AnswerChunk, calls: int) -> ChatGenerationChunk:
         if piece.answer is None:
             return ChatGenerationChunk(message=chunk_of(piece, calls))
-        fields = answer_fields(piece.answer, self._model_name)
+        fields = self._fields(piece.answer)
         return ChatGenerationChunk(message=last_chunk(piece.text, fields, piece.reasoning))
+
+    def _fields(self, answer: Answer) -> Fields:
+        fields = answer_fields(answer, self._model_name)
+        review = self._local().policy.calls.review
+        fields["response_metadata"].update(held_fields(answer, review))
+        return fields
 
     def _refusal(self, verdicts: Sequence[Verdict], local: LocalLVLM) -> tuple[str, Fields]:
         return local.policy.refusal_for(verdicts), refusal_fields(verdicts, self._model_name)

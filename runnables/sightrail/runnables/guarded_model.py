@@ -15,6 +15,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langchain_core.tools import BaseTool
 from pydantic import Field, PrivateAttr
 
+from sightrail.guardrails.call_rules import CallGuard, check_reader, is_ordered
 from sightrail.guardrails.carriers.loop import Screened, passed
 from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.policy import refusal_error
@@ -23,8 +24,10 @@ from sightrail.guardrails.verdict import Verdict
 
 from .checked import CheckedRunnable, Instead, Onward, Passing
 from .guarded_output import GuardedOutput
+from .held_calls import ruled
 from .screen_images import Held, ScreenImages, told_verdicts
 from .turns import last_chunk, message, refusal_fields, with_verdicts
+from .walk import transcript_of
 
 _TEXT: Final = {"type": "text"}
 """The response format that is none."""
@@ -44,7 +47,10 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
 
     Pictures in the answer (a message, or text) are screened as well, on the policy's surface
     ``ai``. A stream waits from the first picture on. Callbacks are told of the model's tokens as
-    the model gives them.
+    the model gives them. Tool calls go by ``policy.calls`` at every step: where a rule refuses
+    them the answer is a refusal without calls, and where a person is to be asked they are held back
+    in ``response_metadata["held_calls"]``, for ``ImageGuardMiddleware`` to ask, and carried out by
+    nobody else.
 
     Args:
         screen: what looks at the pictures.
@@ -62,6 +68,13 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
 
     _structured: bool = PrivateAttr(default=False)
     """The caller parses the answer by a schema."""
+    _ordered: bool = PrivateAttr(default=False)
+    """The caller forces a call by a tool's name."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Say where the policy has a rule that nobody can go by."""
+        super().model_post_init(context)
+        check_reader(self.screen.policy, (self.screen.detector,))
 
     def bind_tools(
         self,
@@ -99,10 +112,13 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
         return self.model
 
     def _for(self, settings: dict[str, Any]) -> Self:
-        if settings.get("response_format", _TEXT) in (None, _TEXT):
+        structured = settings.get("response_format", _TEXT) not in (None, _TEXT)
+        ordered = is_ordered(settings)
+        if not (structured or ordered):
             return self
         parsed = self.model_copy()
-        parsed._structured = True
+        parsed._structured |= structured
+        parsed._ordered |= ordered
         return parsed
 
     def _check(self, requests: list[Any]) -> list[Screened | ImageRefused]:
@@ -128,7 +144,9 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
         told = [answer for answer in answers if isinstance(answer, str | BaseMessage)]
         outcomes = iter(self.screen.screen(told) if told else [])
         return [
-            with_verdicts(self._seen(answer, next(outcomes)), request.verdicts)
+            with_verdicts(
+                self._ruled(self._seen(answer, next(outcomes)), request), request.verdicts
+            )
             if isinstance(answer, str | BaseMessage)
             else answer
             for answer, request in zip(answers, asked, strict=True)
@@ -150,15 +168,39 @@ class GuardedModel(StrictModel, CheckedRunnable[LanguageModelInput, AIMessage], 
         refusal = last_chunk if isinstance(answer, BaseMessageChunk) else message
         return refusal(text, fields).model_copy(update={"id": answer.id})
 
+    def _ruled(self, answer: Any, asked: Onward) -> Any:
+        """An answer with its calls as the policy has them."""
+        if self._ordered or not isinstance(answer, BaseMessage):
+            return answer
+        answer = ruled(answer, transcript_of(asked.value), self._calls, self.screen.limits)
+        if self._structured and answer.response_metadata.get("refused"):
+            told = answer.response_metadata.get("verdicts", ())
+            verdicts = [Verdict.model_validate(verdict) for verdict in told]
+            return refusal_error(str(answer.text), verdicts)
+        return answer
+
+    @property
+    def _calls(self) -> CallGuard:
+        return CallGuard(self.screen.policy, (self.screen.detector,))
+
     def _way_out(self, asked: Onward) -> Passing:
-        return _AnswerOut(asked)
+        return _AnswerOut(asked, waits=self._calls.active and not self._ordered)
 
 
 class _AnswerOut(Held):
     """Text passes as it comes, pictures wait; what is neither text nor a message passes.
 
-    The first chunk tells what was found on the request.
+    The first chunk tells what was found on the request. Where the policy has rules about calls,
+    everything waits from the first of them on.
     """
+
+    def __init__(self, asked: Onward, *, waits: bool) -> None:
+        super().__init__(asked)
+        self._waits = waits
+
+    def _may_pass(self, value: Any) -> bool:
+        calls = isinstance(value, AIMessageChunk) and value.tool_call_chunks
+        return not (self._waits and calls) and super()._may_pass(value)
 
     def take(self, chunk: Any) -> Any:
         known = isinstance(chunk, str | BaseMessage)

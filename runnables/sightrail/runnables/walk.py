@@ -352,6 +352,15 @@ def messages_of(value: Any) -> list[BaseMessage]:
     return []
 
 
+def transcript_of(request: Any) -> list[BaseMessage]:
+    """The messages of what a model is asked, in any form that models take."""
+    if isinstance(request, str):
+        return [HumanMessage(request)]
+    if isinstance(request, list | tuple):
+        return convert_to_messages(list(request))
+    return messages_of(request)
+
+
 def note_on_run(component: str, verdicts: Sequence[Verdict], *, refused: bool = False) -> None:
     """Add the findings to the traced run this is called in, if any: no pictures, and no text.
 

@@ -35,11 +35,13 @@ class Answer:
         refused: a guardrail refused the request. A model that declines of its own accord is not
             ``refused``.
         verdicts: one verdict per picture and detector, in the order the pictures came; then those
-            on the request as a whole (``subject`` is ``"request"``).
+            on the request as a whole (``subject`` is ``"request"``), and on the calls that the
+            policy has a rule for (``"calls"``).
         usage: tokens read and written.
         finish_reason: ``"stop"`` (end token or a stop text), ``"tool_calls"`` (the same, with
             calls), ``"length"``, or ``"refused"``.
         tool_calls: what the model proposes to call; none where the answer is refused.
+        held_calls: in place of these, where the policy wants a person to approve them first.
         invalid_tool_calls: what was meant as a call and cannot be read.
         reasoning: what the model thought before, where it marks its thoughts.
         step: how many times tools had given something back since the user spoke. A refusal at step
@@ -55,6 +57,7 @@ class Answer:
     invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     reasoning: str = ""
     step: int = 0
+    held_calls: tuple[ToolCall, ...] = ()
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the outcome, and every verdict on the way to it."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 
+from ..call_rules import check_reader
 from . import doorway
 from .answers import Answer, AnswerChunk
 from .chat_form import shaped, style_of
@@ -96,6 +97,7 @@ class LocalLVLM:
         self.limits = limits or Limits()
         guards = build_stack(guardrails)
         check_categories(guards.detectors, self.policy)
+        check_reader(self.policy, guards.detectors)
         self.guardrails: tuple[Guardrail, ...] = (*guards.detectors, *guards.inner)
         model = unwrapped(model)
         tower = None
@@ -219,7 +221,9 @@ class LocalLVLM:
         Args:
             messages: see :func:`messages.read_messages`.
             tools: what the model may call; see :func:`tools.read_tools`. Its calls come back in
-                ``Answer.tool_calls`` and nothing is carried out.
+                ``Answer.tool_calls`` and nothing is carried out. ``policy.calls`` rules them anew
+                at every step: refused, the answer is; held back for a person, they are in
+                ``Answer.held_calls``.
             tool_choice: whether it may, must or must not; see :func:`tools.read_tool_choice`.
             parallel_tool_calls: whether several calls may be made at once where one has to be.
             response_format: the answer is JSON of this schema, a JSON schema or a pydantic model.
@@ -387,7 +391,8 @@ class LocalLVLM:
         choice = read_tool_choice(tool_choice, known, parallel=parallel_tool_calls)
         schema = read_response_format(response_format)
         offered = () if choice.kind == "none" else known
-        talks = [replace(self._read(talk), tools=offered) for talk in messages]
+        ordered = choice.name is not None
+        talks = [replace(self._read(talk), tools=offered, ordered=ordered) for talk in messages]
         talks = [shaped(self.processor, talk) for talk in talks]
         grammar = self._host.grammar(offered, choice, schema)
         return talks, read_options(**options, grammar=grammar)

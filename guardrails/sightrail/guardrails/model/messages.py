@@ -87,10 +87,19 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, from a framework's messages to the chat template, and the tools that may be called."""
+    """Turns, from a framework's messages to the chat template, and the tools that may be called.
+
+    Attributes:
+        turns: what was said.
+        tools: those that may be called.
+        unsafe: an earlier step of the chain has found an unsafe picture in what is to be answered.
+        ordered: the app forces a call by a tool's name, so it is not the model's proposal.
+    """
 
     turns: tuple[Turn, ...]
     tools: tuple[Tool, ...] = ()
+    unsafe: bool = False
+    ordered: bool = False
 
     @classmethod
     def of(cls, said: Iterable[Turn], tools: Sequence[Tool] = ()) -> Conversation:
@@ -115,7 +124,8 @@ class Conversation:
 
         Calls become the model's words and results the user's.
         """
-        return Conversation.of((_told(turn) for turn in self.turns), self.tools)
+        told = Conversation.of(_told(turn) for turn in self.turns)
+        return replace(self, turns=told.turns)
 
     @property
     def request(self) -> tuple[Turn, ...]:
@@ -124,6 +134,12 @@ class Conversation:
         asked = own[-1] if own else self.last_user_turn
         later = (turn for turn in self.turns[asked + 1 :] if turn.name is not None)
         return (self.turns[asked], *later)
+
+    @property
+    def ordered_words(self) -> str:
+        """What the user and the system prompt say: the words of those whose orders count."""
+        said = (t for t in self.turns if t.role in ("user", "system") and t.name is None)
+        return "\n".join(text for turn in said for text in turn.texts)
 
     @property
     def step(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..call_rules import CallContext, CallGuard
 from ..carriers.loop import Scaling
 from ..errors import Abandoned, RequestRefused
 from ..verdict import Verdict
@@ -19,7 +20,7 @@ from .families import Host, mixes_picture_counts
 from .gathering import POLL_S, Gathering, Place, gatherer_of
 from .generation import Asked, Generation, RowTicket, generate, run_together, seeded, together_key
 from .interventions import INSIDE, Decision, GuardrailBroke, interventions_of
-from .messages import Conversation, GenerationOptions, read_options
+from .messages import Conversation, GenerationOptions, ImagePart, read_options
 from .prompt import Prompt
 from .screening_step import ScreenedConversation, screen_conversation
 from .stack import GuardrailStack
@@ -27,7 +28,7 @@ from .stopping import Row, TokenStream, begun_anew, finished_text, showable_text
 from .tool_calls import AnswerReader, AnyCall, Said
 
 if TYPE_CHECKING:
-    from ..intake import Limits
+    from ..intake import Limits, Picture
     from ..verdict import Verdict
 
 
@@ -87,9 +88,9 @@ class Pipeline:
         for rows in _runs(screened, mixed=mixes_picture_counts(self.host.model)):
             asked = [c for row in rows if (c := screened[row].conversation)]
             for row, made in zip(rows, self._made(asked, options, cancel, place), strict=True):
-                talk, verdicts = conversations[row], screened[row].verdicts
+                talk = conversations[row]
                 reader = self.host.reader(talk, options.grammar)
-                answers[row] = self.answer(made, verdicts, options, talk, reader)
+                answers[row] = self.answer(made, screened[row], options, talk, reader)
         return [answers[row] for row in range(len(conversations))]
 
     def _made(
@@ -240,7 +241,7 @@ class Pipeline:
         try:
             shown = yield from self._pieces(ticket, tokens, options, reader)
             made = ticket.results()[0]
-            answer = self.answer(made, screened.verdicts, options, conversation, reader)
+            answer = self.answer(made, screened, options, conversation, reader)
             yield from _last_chunks(answer, shown)
         except Abandoned:
             return  # cancelled before the answer began
@@ -273,19 +274,20 @@ class Pipeline:
     def answer(
         self,
         generation: Generation,
-        verdicts: tuple[Verdict, ...],
+        screened: ScreenedConversation,
         options: GenerationOptions,
         conversation: Conversation,
         reader: AnswerReader | None = None,
     ) -> Answer:
         """What the user gets for one row of a run.
 
-        What is refused holds no calls, whatever the model has written.
+        What is refused holds no calls, whatever the model has written. What the policy has a rule
+        for is refused, or held back for a person.
 
         Raises:
             RequestRefused: the policy asks for an exception.
         """
-        verdicts += generation.verdicts
+        verdicts = screened.verdicts + generation.verdicts
         if any(verdict.action == "raise" for verdict in generation.verdicts):
             raise RequestRefused(
                 f"The policy refuses this request: {generation.verdicts[-1].summary()}",
@@ -298,7 +300,7 @@ class Pipeline:
         finish: FinishReason = generation.finish_reason
         if said.valid and finish == "stop":
             finish = "tool_calls"
-        return Answer(
+        answer = Answer(
             text=said.text
             if generation.answered
             else self.host.policy.refusal_for(generation.verdicts),
@@ -311,11 +313,45 @@ class Pipeline:
             reasoning=said.reasoning if generation.answered else "",
             step=conversation.step,
         )
+        return answer if conversation.ordered else self._ruled(answer, screened)
+
+    def _ruled(self, answer: Answer, screened: ScreenedConversation) -> Answer:
+        """The answer with its calls as the policy has them: as they are, held back, or refused."""
+        rules, talk = self.host.policy.calls, screened.conversation
+        if not answer.tool_calls or not rules.active or talk is None:
+            return answer
+        flagged = any(v.subject == "request" and v.status != "clean" for v in answer.verdicts)
+        context = CallContext(
+            screened.unsafe or flagged,
+            lambda: [_shown(p) for p, from_ in screened.surfaces if from_ in rules.untrusted],
+            talk.ordered_words,
+        )
+        guard = CallGuard(self.host.policy, self.guards.detectors)
+        ruling = guard.rule([call.arguments for call in answer.tool_calls], context)
+        told = replace(answer, verdicts=answer.verdicts + ruling.verdicts)
+        if ruling.action == "allow":
+            return told
+        calls, told = answer.tool_calls, replace(told, tool_calls=())
+        if ruling.action == "ask":
+            held = replace(told, held_calls=calls, text=answer.text or rules.review)
+            return replace(held, finish_reason="stop")
+        return replace(
+            told, text=rules.refusal, refused=True, invalid_tool_calls=(), finish_reason="refused"
+        )
 
     def refusal(self, verdicts: tuple[Verdict, ...], conversation: Conversation) -> Answer:
         """What the user gets where screening refuses."""
         text = self.host.policy.refusal_for(verdicts)
         return Answer(text, True, verdicts, Usage(0, 0), "refused", step=conversation.step)
+
+
+def _shown(part: ImagePart) -> Picture | None:
+    """A picture as the model saw it."""
+    if part.decoded is None or part.screened is None:
+        return None
+    if part.screened is part.decoded.image:
+        return replace(part.decoded, scaled=())
+    return replace(part.decoded, image=part.screened, views=(part.screened,), scaled=())
 
 
 def _last_chunks(answer: Answer, shown: Said) -> Iterator[AnswerChunk]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from ..call_rules import came_in_unsafe
 from ..carriers.carrier import Carrier, Payload
 from ..carriers.loop import Found, PictureLoop, Scaling
 from ..carriers.words import words_in
 from ..errors import ImageError
 from ..intake import Picture, RequestReader
 from ..verdict import NotInspected, Verdict
-from .messages import Conversation, ImagePart, Part, TextPart
+from .messages import Conversation, ImagePart, Part, TextPart, Turn
 
 if TYPE_CHECKING:
     from ..intake import Limits
@@ -37,10 +38,23 @@ class ScreenedConversation:
         conversation: what the model may see, pictures decoded; None when it is refused.
         verdicts: one per picture and detector, with the action taken; one for a picture that
             could not be decoded.
+        unsafe: what is to be answered has brought an unsafe picture; see ``policy.CallRules``.
     """
 
     conversation: Conversation | None
     verdicts: tuple[Verdict, ...] = ()
+    unsafe: bool = False
+
+    @property
+    def surfaces(self) -> tuple[tuple[ImagePart, Surface], ...]:
+        """The pictures that may travel on, and where each came from."""
+        turns = () if self.conversation is None else self.conversation.turns
+        return tuple((part, surface_of(part, turn)) for turn in turns for part in turn.image_parts)
+
+
+def surface_of(part: ImagePart, turn: Turn) -> Surface:
+    """Where a picture of a turn came from."""
+    return part.surface or _SURFACES[turn.role]
 
 
 def decode_conversation(conversation: Conversation, limits: Limits) -> Conversation:
@@ -92,7 +106,7 @@ def screen_conversation(
     carriers = [
         Carrier(
             source=part.decoded or part.source,
-            surface=part.surface or _SURFACES[turn.role],
+            surface=surface_of(part, turn),
             holder=number,
             words=words,
         )
@@ -100,7 +114,7 @@ def screen_conversation(
         for part in turn.image_parts
     ]
     if not carriers:
-        return ScreenedConversation(conversation)
+        return ScreenedConversation(conversation, unsafe=conversation.unsafe)
     loop = PictureLoop(detectors, policy, limits, component="LocalLVLM", scaling=scaling)
     said = [words_in(conversation.turns)] if loop.wants_request else ()
     (look,) = loop.look([carriers], words=said)
@@ -110,7 +124,11 @@ def screen_conversation(
         return ScreenedConversation(None, look.verdicts)
     pairs = zip(conversation.image_parts, look.found, strict=True)
     parts = [_passed_on(part, found, policy) for part, found in pairs]
-    return ScreenedConversation(conversation.with_images(parts), look.verdicts)
+    earlier = conversation.turns[: conversation.turns.index(conversation.request[0])]
+    now = look.found[sum(len(turn.image_parts) for turn in earlier) :]
+    unsafe = any(came_in_unsafe(verdict) for found in now for verdict in found.verdicts)
+    unsafe = unsafe or conversation.unsafe
+    return ScreenedConversation(conversation.with_images(parts), look.verdicts, unsafe)
 
 
 def _passed_on(part: ImagePart, found: Found, policy: Policy) -> Part:

@@ -55,6 +55,30 @@ class LooksAgain(Protocol):
         """
 
 
+@runtime_checkable
+class ReadsWords(Protocol):
+    """A detector that can say what is written in pictures, such as TextInPicture."""
+
+    def words(self, pictures: Sequence[Picture], /) -> list[str | None]:
+        """The text of each picture, in order; None where it could not be read in substance.
+
+        What is read is for the caller alone: it is never logged and stands in no verdict.
+        """
+
+
+def reader_in(*detectors: object) -> ReadsWords | None:
+    """The first that reads, also within those that are made of others; None where none does."""
+    for detector in detectors:
+        if isinstance(detector, ReadsWords):
+            return detector
+        inner = [getattr(detector, name, None) for name in ("detector", "first", "then")]
+        more = getattr(detector, "detectors", None)
+        inner += more if isinstance(more, list | tuple) else []
+        if (found := reader_in(*(part for part in inner if part is not None))) is not None:
+            return found
+    return None
+
+
 def checked_detector(detector: Any) -> Detector:
     """The detector.
 

@@ -27,6 +27,7 @@ from langchain_core.runnables.utils import coro_with_context
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
+from sightrail.guardrails.call_rules import CallGuard, check_reader
 from sightrail.guardrails.carriers.carrier import Carrier
 from sightrail.guardrails.carriers.conversation import asked_in
 from sightrail.guardrails.carriers.loop import OnVerdict
@@ -36,8 +37,10 @@ from sightrail.guardrails.policy import Policy
 from sightrail.guardrails.screening.asking import Detector
 from sightrail.guardrails.telemetry import LOGGER
 from sightrail.guardrails.verdict import NotInspected, Verdict
+from sightrail.runnables.held_calls import held_calls
 from sightrail.runnables.walk import LANGCHAIN, as_json, is_refused, marked_verdicts
 
+from .call_review import reviewed, rule_output
 from .message_screen import MessageScreen, SeenMessage, SeenMessages, screen_result, unanswered
 from .transcript import STATE_KEY, ImageRecord, raised_by, records_of, refusal, refused_output
 
@@ -79,6 +82,15 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
     way, and the run ends with ``ImageRefused``: no retry of a tool or a model swallows it, and a
     thread with a checkpointer goes on with the next request. Verdicts stand in the state's
     ``image_verdicts`` and on each message (``sightrail.runnables.read_marker``).
+
+    Tool calls go by ``policy.calls``, at every step anew. Where a rule refuses them the run ends
+    with the rule's refusal, and the thread can go on. Where a person is to be asked they are held
+    back, and the run is interrupted in the words of ``HumanInTheLoopMiddleware``: an
+    ``action_request`` for each call, resumed with ``{"decisions": [...]}``, one each: ``approve``,
+    ``edit`` (with ``edited_action``), ``reject`` or ``respond`` (with ``message``). Whatever is not
+    of this form rejects. Another process may resume, and a thread that goes on without a decision
+    has carried nothing out. Calls that a ``ChatLVLM`` or a guarded model holds back are put before
+    a person here as well. That needs a checkpointer.
 
     Put it last in the list, where it sees what all others add. That is checked while the agent
     runs: a picture that comes to the model and that this guard has not let through is looked at on
@@ -128,6 +140,8 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
         self.policy = policy or Policy()
         self._name = name
         self._screen = MessageScreen(detector, self.policy, limits or Limits(), name, on_verdict)
+        self._calls = CallGuard(self.policy, (detector,))
+        check_reader(self.policy, (detector,))
 
     @property
     def name(self) -> str:
@@ -186,6 +200,17 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
             self._screen, _named(response.result), all_open=True, said=seen.messages
         )
         return self._answered(response, seen, last, answer)
+
+    def after_model(self, state: ImageGuardState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Ask a person about calls that are held back, and carry out what they decide."""
+        last = state["messages"][-1]
+        return reviewed(last) if isinstance(last, AIMessage) and held_calls(last) else None
+
+    async def aafter_model(
+        self, state: ImageGuardState, runtime: Runtime[Any]
+    ) -> dict[str, Any] | None:
+        """``after_model``; LangGraph waits, no thread does."""
+        return self.after_model(state, runtime)
 
     def wrap_tool_call(
         self,
@@ -265,7 +290,10 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
         # A part of a structure cannot be masked and still be what the model said.
         if answer.refused or (touched and structured is not None):
             result, structured = refused_output(result, self.policy, found), None
-        if answer.changed:
+        ruled = rule_output(result, seen.messages, self._calls, self._screen.limits)
+        records += [r for m in ruled if m not in result for r in self._about_calls(m)]
+        if answer.changed or ruled != result:
+            result = ruled
             response = ModelResponse(result=result, structured_response=structured)
         return _recorded(response, records)
 
@@ -289,6 +317,11 @@ class ImageGuardMiddleware(AgentMiddleware[ImageGuardState, Any, Any]):
             if item.new
             for record in records_of(self._name, item.message, item.verdicts)
         ]
+
+    def _about_calls(self, answer: BaseMessage) -> list[ImageRecord]:
+        told = answer.response_metadata.get("verdicts", ())
+        verdicts = [Verdict.model_validate(verdict) for verdict in told]
+        return records_of(self._name, answer, [v for v in verdicts if v.subject == "calls"])
 
     def _unplaced(self, verdicts: Iterable[Verdict]) -> list[ImageRecord]:
         """Records of pictures that stand in no message of the transcript."""

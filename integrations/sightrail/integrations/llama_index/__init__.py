@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from .call_review import CallReviewedEvent, CallReviewRequestedEvent, review_tool
     from .events import ImagesScreenedEvent
     from .guarded_llm import guard_llm
     from .lvlm import LVLM
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _HOME: Final = {
     "AnswerStream": "workflow",
     "AskEvent": "workflow",
+    "CallReviewRequestedEvent": "call_review",
+    "CallReviewedEvent": "call_review",
     "ImageBorderPostprocessor": "visual_prompt",
     "ImageGuardWorkflow": "workflow",
     "ImageRiskPostprocessor": "postprocessor",
@@ -44,11 +47,14 @@ _HOME: Final = {
     "guard_tool": "tools",
     "hide_images_from": "traces",
     "read_marker": "marks",
+    "review_tool": "call_review",
 }
 
 __all__ = [  # noqa: RUF022 - in plain order, as every package here has it
     "AnswerStream",
     "AskEvent",
+    "CallReviewRequestedEvent",
+    "CallReviewedEvent",
     "ImageBorderPostprocessor",
     "ImageGuardWorkflow",
     "ImageRiskPostprocessor",
@@ -62,6 +68,7 @@ __all__ = [  # noqa: RUF022 - in plain order, as every package here has it
     "guard_tool",
     "hide_images_from",
     "read_marker",
+    "review_tool",
 ]
 
 

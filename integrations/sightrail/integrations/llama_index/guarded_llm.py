@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from llama_index.core.base.llms.types import (
@@ -24,14 +25,24 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from sightrail.guardrails.call_rules import CallGuard, check_reader, is_ordered
 from sightrail.guardrails.carriers.loop import OnVerdict, Screened, passed
 from sightrail.guardrails.errors import ConfigurationError, ImageRefused
 from sightrail.guardrails.intake import Limits
-from sightrail.guardrails.policy import Policy
+from sightrail.guardrails.policy import Policy, refusal_error
 from sightrail.guardrails.screening.asking import Detector, checked_detector
 from sightrail.guardrails.screening.cache import CachedDetector
 from sightrail.guardrails.strict import DetectorField, StrictModel
 
+from .call_review import (
+    CallsWait,
+    as_proposed,
+    for_model,
+    review_calls,
+    rule_calls,
+    ruled,
+    sent_to_review,
+)
 from .growing import Growing, OnItsWayOut, with_text
 from .replies import as_completion, is_refusal, refused
 from .requests import (
@@ -79,6 +90,11 @@ def guard_llm(
     else ImageRefused. Its message holds no verdicts: agents send it on as it is. A picture in an
     answer goes by the policy's rules for the surface ``ai``; of a stream, what follows a picture
     waits until it was looked at.
+
+    Calls that a function calling LLM proposes go by ``policy.calls``, at every step anew. Where a
+    rule refuses them the answer is a refusal without calls; where a person is to be asked they go
+    to ``review_tool``, and without that are carried out by nobody and told in
+    ``raw["held_calls"]``. Calls that a ReActAgent reads out of a text are not seen by these rules.
 
     LlamaIndex's own events and callbacks about calls of the LLM show what the LLM was given,
     after screening. Events of the parts in front of it (``AgentInput``, retrieval, and those of a
@@ -166,6 +182,7 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         super().model_post_init(context)
         if not isinstance(self.detector, CachedDetector):
             self.__dict__["detector"] = CachedDetector(self.detector)
+        check_reader(self.policy, (self.detector,))
 
     def __getattr__(self, name: str) -> Any:
         """The LLM's own fields can be read, its methods cannot: those know no guard."""
@@ -442,64 +459,97 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM, extra="forbid"):
 
     llm: Annotated[FunctionCallingLLM, BeforeValidator(_an_llm)]
 
-    def chat_with_tools(
-        self,
-        tools: Sequence[BaseTool],
-        *args: Any,
-        **kwargs: Any,
-    ) -> ChatResponse:
+    def chat_with_tools(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> ChatResponse:
         """Answer, or call tools; a refusal calls none."""
         asked = self._asked(as_turn(*args, **kwargs))
         if asked.refused:
             return self._refusal(asked)
-        answer = self.llm.chat_with_tools(tools, *asked.turn, **asked.settings)
-        seen: ChatResponse = self._seen(answer)
-        return seen
+        answer = self.llm.chat_with_tools(for_model(tools), *asked.turn, **asked.settings)
+        return self._ruled(self._seen(answer), asked, tools)
 
     async def achat_with_tools(
-        self,
-        tools: Sequence[BaseTool],
-        *args: Any,
-        **kwargs: Any,
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> ChatResponse:
         """``chat_with_tools``; pictures are looked at in a worker thread."""
         asked = await self._aasked(as_turn(*args, **kwargs))
         if asked.refused:
             return self._refusal(asked)
-        answer = await self.llm.achat_with_tools(tools, *asked.turn, **asked.settings)
+        answer = await self.llm.achat_with_tools(for_model(tools), *asked.turn, **asked.settings)
         seen: ChatResponse = await self.screen_answer(answer)
-        return seen
+        return await asyncio.to_thread(self._ruled, seen, asked, tools)
 
     def stream_chat_with_tools(
-        self,
-        tools: Sequence[BaseTool],
-        *args: Any,
-        **kwargs: Any,
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> ChatResponseGen:
         """``chat_with_tools``, piece by piece."""
         asked = self._asked(as_turn(*args, **kwargs))
         if asked.refused:
             return _only(self._refusal(asked, stream=True))
-        return self._flow(self.llm.stream_chat_with_tools(tools, *asked.turn, **asked.settings))
+        given = for_model(tools)
+        pieces = self.llm.stream_chat_with_tools(given, *asked.turn, **asked.settings)
+        return self._ruled_flow(self._flow(pieces), asked, tools)
 
     async def astream_chat_with_tools(
-        self,
-        tools: Sequence[BaseTool],
-        *args: Any,
-        **kwargs: Any,
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """``stream_chat_with_tools``; pictures are looked at in a worker thread."""
         asked = await self._aasked(as_turn(*args, **kwargs))
         if asked.refused:
             return _aonly(self._refusal(asked, stream=True))
-        answer = await self.llm.astream_chat_with_tools(tools, *asked.turn, **asked.settings)
-        return self.screen_stream(answer)
+        given = for_model(tools)
+        pieces = await self.llm.astream_chat_with_tools(given, *asked.turn, **asked.settings)
+        return self._aruled_flow(self.screen_stream(pieces), asked, tools)
+
+    # Calls
+
+    def _asked(self, request: Request) -> Request:
+        return super()._asked(replace(request, messages=as_proposed(request.messages)))
+
+    async def _aasked(self, request: Request) -> Request:
+        return await super()._aasked(replace(request, messages=as_proposed(request.messages)))
+
+    @property
+    def _calls(self) -> CallGuard:
+        return CallGuard(self.policy, (self.detector,))
+
+    def _ruled(
+        self, answer: ChatResponse, asked: Request, tools: Sequence[BaseTool]
+    ) -> ChatResponse:
+        """An answer with its calls as the policy has them."""
+        if not self._calls.active or is_ordered(asked.settings):
+            return answer
+        calls = self.llm.get_tool_calls_from_response(answer, error_on_no_tool_call=False)
+        ruling = rule_calls(calls, asked.messages, self._calls, self.limits)
+        if ruling.action == "refuse" and self.on_refusal == "raise":
+            raise refusal_error(self.policy.refusal_for(ruling.verdicts), ruling.verdicts)
+        response = ruled(answer, calls, ruling, self.policy, self.metadata.model_name)
+        return sent_to_review(response, tools)
+
+    def _ruled_flow(
+        self, pieces: ChatResponseGen, asked: Request, tools: Sequence[BaseTool]
+    ) -> ChatResponseGen:
+        wait = CallsWait(self._calls.active)
+        for piece in pieces:
+            if (ready := wait.take(piece)) is not None:
+                yield ready
+        if wait.left is not None:
+            yield self._ruled(wait.left, asked, tools)
+
+    async def _aruled_flow(
+        self, pieces: ChatResponseAsyncGen, asked: Request, tools: Sequence[BaseTool]
+    ) -> ChatResponseAsyncGen:
+        wait = CallsWait(self._calls.active)
+        async for piece in pieces:
+            if (ready := wait.take(piece)) is not None:
+                yield ready
+        if wait.left is not None:
+            yield await asyncio.to_thread(self._ruled, wait.left, asked, tools)
 
     def _prepare_chat_with_tools(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """As the LLM does it; nothing is sent."""
-        return self.llm._prepare_chat_with_tools_compat(tools, *args, **kwargs)
+        return self.llm._prepare_chat_with_tools_compat(for_model(tools), *args, **kwargs)
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -509,6 +559,8 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM, extra="forbid"):
         Raises:
             ImageRefused: it is a refusal, and one without calls is to be an error.
         """
+        if (calls := review_calls(response)) is not None:
+            return calls
         if error_on_no_tool_call and (verdicts := is_refusal(response)) is not None:
             raise ImageRefused(self.policy.refusal_for(verdicts), verdicts=verdicts)
         return self.llm.get_tool_calls_from_response(

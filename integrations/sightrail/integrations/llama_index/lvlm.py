@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -34,6 +35,7 @@ from sightrail.guardrails.model.screening_step import ScreenedConversation
 from sightrail.guardrails.model.wrapper import LocalModelFields
 from sightrail.guardrails.verdict import Verdict
 
+from .call_review import as_proposed, brings_unsafe, for_model, sent_to_review
 from .events import report
 from .marks import is_refused, marked_verdicts
 from .replies import (
@@ -69,7 +71,9 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
 
     Tools, where the model's chat template knows them: ``chat_with_tools``, ``predict_and_call``,
     ``FunctionAgent``, ``AgentWorkflow``. Where it knows none, results of tools are told as the
-    user's words, and ``ReActAgent`` works. A refused answer holds no calls.
+    user's words, and ``ReActAgent`` works. A refused answer holds no calls. What ``policy.calls``
+    holds back for a person goes to ``review_tool``, if the agent has it; it is told in
+    ``raw["held_calls"]``, and carried out by nobody else.
 
     Structured prediction works with every model, because a grammar holds the answer to the schema
     (extra ``structured``); a refusal raises ``ImageRefused`` or ``RequestRefused`` there.
@@ -213,7 +217,8 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         if user_msg is not None:
             message = ChatMessage(role=MessageRole.USER, content=user_msg)
             asked.append(message if isinstance(user_msg, str) else user_msg)
-        declared = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        known = for_model(tools)
+        declared = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in known]
         choice = tool_choice or ("required" if tool_required and declared else None)
         return {
             "messages": asked,
@@ -230,7 +235,22 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         allow_parallel_tool_calls: bool = False,
         **kwargs: Any,
     ) -> ChatResponse:
-        return response if allow_parallel_tool_calls else with_one_call(response)
+        sent = sent_to_review(response, tools)
+        return sent if allow_parallel_tool_calls else with_one_call(sent)
+
+    def stream_chat_with_tools(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> ChatResponseGen:
+        """``chat_with_tools``, piece by piece; calls come with the last."""
+        pieces = super().stream_chat_with_tools(tools, *args, **kwargs)
+        return (sent_to_review(piece, tools) for piece in pieces)
+
+    async def astream_chat_with_tools(
+        self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """``stream_chat_with_tools``, with the model in a worker thread."""
+        pieces = await super().astream_chat_with_tools(tools, *args, **kwargs)
+        return (sent_to_review(piece, tools) async for piece in pieces)
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -351,7 +371,9 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         count = answered_turns(messages, LLAMA_INDEX)
         if is_refused(messages[count:]) or refused_for_good(messages[:count], LLAMA_INDEX):
             return ScreenedConversation(None, marked_verdicts(messages))
-        return ScreenedConversation(read_conversation(messages))
+        unsafe = brings_unsafe(messages)
+        conversation = read_conversation(as_proposed(messages))
+        return ScreenedConversation(replace(conversation, unsafe=unsafe))
 
     def _answer(self, answer: Answer, delta: str | None = None) -> ChatResponse:
         self._report(answer.verdicts, refuses=answer.refused)

@@ -42,6 +42,11 @@ def answered(answer: Answer, model: str, delta: str | None = None) -> ChatRespon
             {"name": call.name, "text": call.text, "error": call.error}
             for call in answer.invalid_tool_calls
         ]
+    if answer.held_calls:
+        raw["held_calls"] = [
+            {"tool_id": call.id, "tool_name": call.name, "tool_kwargs": dict(call.arguments)}
+            for call in answer.held_calls
+        ]
     response = _response(answer.text, raw, tokens, delta)
     response.message.blocks += [_block(call) for call in answer.tool_calls]
     if answer.reasoning:

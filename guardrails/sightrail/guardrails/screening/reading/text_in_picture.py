@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
@@ -15,6 +18,7 @@ from ...errors import ConfigurationError
 from ...intake import Limits, Picture, PictureSource
 from ...verdict import Box, NotInspected, Region, RiskMap, Threshold, Verdict
 from ..asking import decoded
+from ..cache import content_key
 from ..calibration import Calibration, OnOneScale
 from ..looking import placed, renderings
 from . import READING
@@ -22,13 +26,16 @@ from .engines import Budget, OcrEngine, RapidOcr
 from .judged import JudgedText, judge_texts
 from .lexicon import Lexicon
 from .readers import TextReader
-from .words import Line, Reading, script_of
+from .words import Line, Reading, join, script_of
 
 __all__ = ["ReadingSettings", "TextInPicture"]
 
 _LOG: Final = logging.getLogger(__name__)
 _LINE_LETTERS: Final = 4
 _MOST_BOXES: Final = 256
+_KEPT: Final = 64
+_KEPT_S: Final = 900.0
+"""Pictures whose words are remembered, and for how many seconds."""
 
 
 class ReadingSettings(BaseModel):
@@ -64,6 +71,13 @@ class _Seen:
     unread: tuple[Box, ...] = ()
     late: bool = False
     views: int = 0
+
+
+_REMEMBERED: Final[WeakKeyDictionary[TextInPicture, OrderedDict[bytes, tuple[float, _Seen]]]] = (
+    WeakKeyDictionary()
+)
+"""What each reader has read lately: beside it, so that no copy, pickle or repr has it."""
+_LOCK: Final = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +158,25 @@ class TextInPicture(OnOneScale):
             for item, own, risk in zip(taken, seen, judged, strict=True)
         ]
 
+    def words(self, pictures: Sequence[Picture]) -> list[str | None]:
+        """What is written in pictures, for the rules about tool calls (see ``CallRules``).
+
+        From the first call on, what was read of the last pictures is kept for a while, in this
+        process alone, so that a picture is read once for all steps of an agent.
+
+        Returns:
+            The text of each, lines apart; None where text was found that could not be read in
+            substance, by the measure of ``settings``.
+        """
+        _REMEMBERED.setdefault(self, OrderedDict())
+        return [self._words(self._see(picture), picture.image.size) for picture in pictures]
+
+    def _words(self, seen: _Seen, size: tuple[int, int]) -> str | None:
+        unsure = [line for line in seen.lines if line.confidence < self.settings.min_confidence]
+        if any(self._gaps(seen, unsure, size, self.engine.scripts)):
+            return None
+        return "\n".join((join(seen.lines), *(line.text for line in seen.lines)))
+
     @property
     def _limit(self) -> Threshold:
         return self.calibration.threshold if self.calibration else self.reader.threshold
@@ -151,6 +184,24 @@ class TextInPicture(OnOneScale):
     # Reading
 
     def _see(self, picture: Picture) -> _Seen:
+        """What stands in a picture, remembered where somebody asks for words."""
+        memory = _REMEMBERED.get(self)
+        if memory is None:
+            return self._looked(picture)
+        key, now = content_key(picture), time.monotonic()
+        with _LOCK:
+            for old in [k for k, (since, _) in memory.items() if now - since > _KEPT_S]:
+                del memory[old]
+            if key in memory:
+                return memory[key][1]
+        seen = self._looked(picture)
+        with _LOCK:
+            memory[key] = (now, seen)
+            if len(memory) > _KEPT:
+                memory.popitem(last=False)
+        return seen
+
+    def _looked(self, picture: Picture) -> _Seen:
         """Every rendering of a picture, read within one budget."""
         budget = Budget(
             self.settings.max_side,
@@ -192,7 +243,7 @@ class TextInPicture(OnOneScale):
             return Verdict.failed("the reader gave scores that are not numbers")
         unsure = [line for line in seen.lines if line.confidence < self.settings.min_confidence]
         unread = [*seen.unread, *(line.box for line in unsure)]
-        gaps = [*judged.gaps, *self._gaps(seen, unsure, size)]
+        gaps = [*judged.gaps, *self._gaps(seen, unsure, size, self._scripts)]
         return Verdict(
             status="flagged" if flagged else "clean",
             guardrail=READING,
@@ -218,14 +269,18 @@ class TextInPicture(OnOneScale):
         )
 
     def _gaps(
-        self, seen: _Seen, unsure: Sequence[Line], size: tuple[int, int]
+        self,
+        seen: _Seen,
+        unsure: Sequence[Line],
+        size: tuple[int, int],
+        scripts: frozenset[str] | None,
     ) -> Iterator[NotInspected]:
         """What of the text nobody has judged, where it is too much to be passed over."""
         settings = self.settings
         if seen.unread or seen.late:
             most = f"{settings.max_words} words, {settings.max_seconds:g} s"
             yield NotInspected(reason="too_much_text", detail=f"more than is read ({most})")
-        strange = [line for line in seen.lines if _coverage([line], self._scripts) < 0.5]
+        strange = [line for line in seen.lines if _coverage([line], scripts) < 0.5]
         for lines, reason, detail in (
             (unsure, "unreadable_text", "text was found that was not read surely enough"),
             (strange, "unknown_script", "text in a script that engine or reader do not know"),
