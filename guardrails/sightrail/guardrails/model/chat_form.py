@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
@@ -107,8 +107,9 @@ def chat_of(processor: Any, conversation: Conversation) -> Chat:
 def shaped(processor: Any, conversation: Conversation) -> Conversation:
     """A conversation in a form that the model's chat template renders whole.
 
-    Words of a tool's result that are special tokens are taken apart: a result cannot end its turn
-    and speak as somebody else.
+    Whatever in a text is structure to this model (special tokens, marks of calls, what opens a turn
+    in its template) is taken apart by a space: a text, of the user or of a tool, cannot end its
+    turn and speak as somebody else. An answer that is begun, at the very end, stays as it is.
 
     Raises:
         UnsupportedModelError: there are tools, and the template does not know tools.
@@ -119,9 +120,9 @@ def shaped(processor: Any, conversation: Conversation) -> Conversation:
             "that does (that of the language model inside, for example), ask for a structured "
             "answer with response_format, or use a model trained for tools."
         )
+    conversation = _harmless(processor, conversation)
     if not conversation.has_tool_turns:
         return conversation
-    conversation = _harmless(processor, conversation)
     style = style_of(processor)
     if style.turns and (native := _native(conversation, style)) is not None:
         try:
@@ -230,27 +231,78 @@ def _pictures_after(turns: Sequence[Turn]) -> Iterator[Turn]:
 
 
 def _harmless(processor: Any, conversation: Conversation) -> Conversation:
-    """The same, with the special tokens in results taken apart by a space."""
-    tokenizer = processor.tokenizer
-    added = tokenizer.added_tokens_decoder.values()
-    special = {*tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
-    special = {token for token in special if len(token) > 2} | _CALL_MARKS
-    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    """The same, with everything in its texts that is structure taken apart by a space."""
+    structure = _structure_of(processor)
 
-    def apart(part: Part) -> Part:
+    def apart(part: Part, pattern: re.Pattern[str]) -> Part:
         if isinstance(part, ImagePart) or not pattern.search(part.text):
             return part
-        return TextPart(pattern.sub(lambda found: f"{found[0][0]} {found[0][1:]}", part.text))
+        return TextPart(pattern.sub(_apart, part.text))
 
-    turns = (
-        replace(turn, parts=tuple(apart(part) for part in turn.parts)) if turn.name else turn
-        for turn in conversation.turns
-    )
-    return replace(conversation, turns=tuple(turns))
+    def cleaned(turn: Turn) -> Turn:
+        pattern = structure[turn.role != "assistant"]
+        parts = tuple(apart(part, pattern) for part in turn.parts)
+        return turn if parts == turn.parts else replace(turn, parts=parts)
+
+    *turns, last = conversation.turns
+    begun = last.role == "assistant" and not last.calls
+    seen = (*map(cleaned, turns), last if begun else cleaned(last))
+    same = all(new is old for new, old in zip(seen, conversation.turns, strict=True))
+    return conversation if same else replace(conversation, turns=seen)
+
+
+def _apart(found: re.Match[str]) -> str:
+    return f"{found[0][0]} {found[0][1:]}" if found[0][-1] != ":" else f"{found[0][:-1]} :"
+
+
+_Structure = tuple[re.Pattern[str], re.Pattern[str]]
+_structures: WeakKeyDictionary[Any, tuple[tuple[str, int], _Structure]] = WeakKeyDictionary()
+
+
+def _structure_of(processor: Any) -> _Structure:
+    """What is structure in a model's own words, and in those of everybody else.
+
+    A model's own words may hold marks of thoughts and calls, which its template reads.
+    """
+    tokenizer = processor.tokenizer
+    state = (template_text(processor), len(tokenizer))
+    known = _structures.get(processor)
+    if known is None or known[0] != state:
+        added = tokenizer.added_tokens_decoder.values()
+        marks = {*tokenizer.all_special_tokens, *(t.content for t in added if t.special)}
+        kinds = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")
+        marks |= {m for kind in kinds if isinstance(m := getattr(processor, kind, None), str)}
+        marks = {mark for mark in marks if len(mark.strip()) > 2} - _CALL_MARKS
+        marks |= _role_marks(processor)
+        known = _structures[processor] = (state, (_any_of(marks), _any_of(marks | _CALL_MARKS)))
+    return known[1]
+
+
+def _any_of(marks: Iterable[str]) -> re.Pattern[str]:
+    longest = sorted(marks, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+
+
+def _role_marks(processor: Any) -> set[str]:
+    """What opens a turn where that is plain text, as ``ASSISTANT:``."""
+    said = ["sightrail_first", "sightrail_second", "sightrail_third"]
+    chat = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in zip(("user", "assistant", "user"), said, strict=True)
+    ]
+    try:
+        text = apply_template(processor, chat)
+    except PromptError:
+        return set()
+    pieces = re.split("|".join(said), text)
+    return {found for piece in pieces for found in re.findall(r"[^\W\d_]{3,}:", piece)}
 
 
 _CALL_MARKS: Final = frozenset(
     {"<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"}
+    | {"<start_function_call>", "<end_function_call>", "<|tool_call>", "<tool_call|>"}
+    | {"[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[INST]", "[/INST]"}
+    | {"<|python_tag|>", "<|python_start|>"}
 )
 
 # Finding out what a template does
