@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -52,6 +53,19 @@ def record(
     last = RecorderOfAnswers()
     watched = lvlm.with_guardrails([*lvlm.guardrails, last])
     return watched.batch(rows, **{"max_new_tokens": TOKENS, **options}), last
+
+
+def same(found: Answer, expected: Answer) -> None:
+    """Equal answers; scores may differ by rounding."""
+    for name in ("text", "usage", "finish_reason", "refused", "tool_calls", "step"):
+        assert getattr(found, name) == getattr(expected, name), name
+    for ours, theirs in zip(found.verdicts, expected.verdicts, strict=True):
+        assert (ours.status, ours.action, ours.guardrail) == (
+            theirs.status,
+            theirs.action,
+            theirs.guardrail,
+        )
+        assert ours.measures == pytest.approx(theirs.measures, abs=1e-4)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ _LLAMA = (
     + "<|eot_id|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
+_LLAMA4 = (
+    _LLAMA.replace("start_header_id", "header_start")
+    .replace("end_header_id", "header_end")
+    .replace("<|eot_id|>", "<|eot|>")
+)
 #: Gemma: marks of its own around calls, and space around texts is stripped.
 _GEMMA = (
     "{{ bos_token }}{% if tools %}<start_of_turn>developer\n{% for tool in tools %}"
@@ -119,6 +124,9 @@ TOOLED: dict[str, Tooled] = {
     "llava_onevision": Tooled(_HERMES, "<image>\n"),
     "mistral3": Tooled(_MISTRAL, "[IMG]", "[TOOL_CALLS]%s[ARGS]%s", ""),
     "mllama": Tooled(_LLAMA, "<|image|>", '{"name": "%s", "parameters": %s}', "; "),
+    "llama4": Tooled(_LLAMA4, "<|image|>", '{"name": "%s", "parameters": %s}', "; "),
+    "pixtral": Tooled(_MISTRAL, "[IMG]", "[TOOL_CALLS]%s[ARGS]%s", ""),
+    "qwen2_vl": Tooled(_HERMES, _QWEN),
     "gemma3": Tooled(
         _GEMMA, "<start_of_image>", "<start_function_call>call:%s%s<end_function_call>", ""
     ),

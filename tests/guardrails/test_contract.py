@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from defences import DEFENCES, REFUSED, TOKENS, Defence, bare_logits, record
+from defences import DEFENCES, REFUSED, TOKENS, Defence, bare_logits, record, same
 from lvlm_helpers import PICTURES, user
 from sightrail.guardrails.errors import Abandoned, ImageError, UnsupportedModelError
 from sightrail.guardrails.model import Answer, LocalLVLM, doorway
@@ -94,19 +94,6 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     made: Case = request.param
     yield made
     vars(made).pop("alone", None)  # the logits are large
-
-
-def same(found: Answer, expected: Answer) -> None:
-    """Equal answers; scores may differ by rounding."""
-    for name in ("text", "usage", "finish_reason", "refused"):
-        assert getattr(found, name) == getattr(expected, name), name
-    for ours, theirs in zip(found.verdicts, expected.verdicts, strict=True):
-        assert (ours.status, ours.action, ours.guardrail) == (
-            theirs.status,
-            theirs.action,
-            theirs.guardrail,
-        )
-        assert ours.measures == pytest.approx(theirs.measures, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ class ChatLVLM(LocalModelFields, BaseChatModel, extra="forbid"):
                 f"one of {', '.join(get_args(Method))}."
             )
         name, form = named(schema, method)
-        traced = {"kwargs": {"method": method}, "schema": form or schema}
+        traced = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
             model = self.bind_tools(
                 [schema, *(tools or ())], tool_choice=name, ls_structured_output_format=traced

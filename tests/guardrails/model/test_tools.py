@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from pydantic import BaseModel, Field
 
-from defences import DEFENCES, record
+from defences import DEFENCES
 from lvlm_helpers import picture, user
 from sightrail.guardrails import LocalLVLM
 from sightrail.guardrails.errors import (
@@ -21,11 +20,10 @@ from sightrail.guardrails.errors import (
     UnsupportedModelError,
 )
 from sightrail.guardrails.model.chat_form import shaped, style_of
-from sightrail.guardrails.model.messages import ImagePart, Turn, read_messages
+from sightrail.guardrails.model.messages import read_messages
 from sightrail.guardrails.model.template import render, render_marked
 from sightrail.guardrails.model.tools import Tool, ToolCall, read_tool_choice, read_tools
 from sightrail.guardrails.moras.passes import asking, question
-from sightrail.guardrails.prefix import SafetyPrefix
 from tiny_models import tiny
 from tool_templates import LOOK, SAVE, TOOLED, TOOLS, Says, looked, tooled
 
@@ -193,40 +191,6 @@ def test_a_row_of_a_batch_with_tools_is_what_it_is_alone(family: str) -> None:
     lvlm = bare(family)
     alone = [lvlm.chat(row, tools=TOOLS, **SHORT) for row in rows]
     assert lvlm.batch(rows, tools=TOOLS, **SHORT) == alone
-
-
-@pytest.mark.parametrize("name", sorted(DEFENCES))
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "mistral3", "gemma3"])
-def test_strength_zero_is_the_bare_model_with_tools_on(family: str, name: str) -> None:
-    pair, defence = tooled(family), DEFENCES[name]
-    off, on = defence.zero(family, pair), defence.guarded(family, pair)
-    talk = replace(read_messages(looked(SEEN)), tools=read_tools(TOOLS))
-    if name == "davsp":
-        talk = replace(talk, turns=_bordered(off, talk))
-    row = [shaped(pair[1], talk)]
-    _, plain = record(defence.bare(family, pair), row)
-    _, inert = record(off, row)
-    assert torch.equal(plain.logits, inert.logits)
-    _, acting = record(on, [shaped(pair[1], replace(read_messages(looked(SEEN))))])
-    _, without = record(defence.bare(family, pair), row)
-    assert not torch.equal(acting.logits[:1], without.logits[:1])
-
-
-def _bordered(lvlm: LocalLVLM, talk: Any) -> tuple[Turn, ...]:
-    """The same turns, each picture in its border already."""
-    guard = lvlm.guardrails[0]
-    return tuple(
-        replace(
-            turn,
-            parts=tuple(
-                replace(part, source=guard.apply_to_image(part.source))  # type: ignore[union-attr]
-                if isinstance(part, ImagePart)
-                else part
-                for part in turn.parts
-            ),
-        )
-        for turn in talk.turns
-    )
 
 
 async def test_calls_with_other_tools_and_schemas_do_not_mix() -> None:
@@ -437,9 +401,3 @@ def test_parameters_are_any_json_schema_of_an_object() -> None:
         "type": "object",
         "properties": {},
     }
-
-
-def test_the_safety_prefix_breaks_no_call() -> None:
-    text = TOOLED["internvl"].written(("look", {"photo": 3}))
-    lvlm = saying("internvl", text, SafetyPrefix())
-    assert lvlm.chat(looked(SEEN), tools=TOOLS, max_new_tokens=80).tool_calls

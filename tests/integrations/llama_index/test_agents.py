@@ -301,9 +301,8 @@ async def test_another_process_takes_the_question_up() -> None:
     memory = await handler.ctx.store.get("memory")
     await handler.cancel_run()
     second = FunctionAgent(tools=[*TOOLS, review_tool(TOOLS)], llm=local(says(*COPIES)))
-    context = Context.from_dict(second, json.loads(stored))
-    await context.store.set("memory", memory)  # LlamaIndex leaves it out, and says so
-    resumed = second.run(ctx=context)
+    resumed = second.run(ctx=Context.from_dict(second, json.loads(stored)))
+    await resumed.ctx.store.set("memory", memory)  # LlamaIndex leaves it out, and says so
     resumed.ctx.send_event(CallReviewedEvent(call_id=event.call_id, ruling="approve"))
     assert str(await asyncio.wait_for(resumed, 60)) == "Done."
     assert sent == [ORDER]
