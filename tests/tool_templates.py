@@ -113,7 +113,8 @@ class Tooled:
 
     def written(self, *calls: tuple[str, dict[str, Any]]) -> str:
         """Some calls as the model writes them."""
-        return self.between.join(self.call % (name, json.dumps(given)) for name, given in calls)
+        texts = ((name, json.dumps(given, ensure_ascii=False)) for name, given in calls)
+        return self.between.join(self.call % text for text in texts)
 
 
 _QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
