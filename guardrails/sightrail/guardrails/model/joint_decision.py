@@ -13,7 +13,7 @@ from ..encoding import Encoding
 from ..errors import Abandoned, RequestRefused
 from ..evidence import FINISHED, Evidence
 from ..policy import Policy
-from ..verdict import Action, Verdict
+from ..verdict import Taken, Verdict
 from .answers import Answer, AnswerChunk
 from .gathering import Place
 from .messages import Conversation, GenerationOptions, ImagePart
@@ -69,10 +69,11 @@ class JointDecision:
         answering = replace(
             pipeline,
             host=replace(host, policy=self._policy.model_copy(update={"encoding": Encoding()})),
+            readers=guards.detectors,
         )
         steering = [guard for guard in guards.inner if guard.stage != "decision"]
         silent = [guard for guard in guards.inner if guard.stage not in _DECIDING]
-        self._answering: dict[Action | None, Pipeline] = {
+        self._answering: dict[Taken | None, Pipeline] = {
             "allow": replace(answering, guards=GuardrailStack((), tuple(silent))),
             "mask": replace(answering, guards=GuardrailStack((), tuple(steering))),
         }
@@ -93,7 +94,7 @@ class JointDecision:
         answers: dict[int, Answer] = {}
         for action, pipeline in self._answering.items():
             asked = {
-                row: look.conversation
+                row: _asked(look.conversation, action)
                 for row, look in enumerate(looks)
                 if look.verdicts[-1].action == action and look.conversation is not None
             }
@@ -126,7 +127,8 @@ class JointDecision:
             answer = self._answer(look, None, conversation)
             yield AnswerChunk(answer.text, answer)
             return
-        made = pipeline.stream(look.conversation, options, cancel, place)
+        asked = _asked(look.conversation, look.verdicts[-1].action)
+        made = pipeline.stream(asked, options, cancel, place)
         with contextlib.closing(made) as pieces:
             for piece in pieces:
                 if piece.answer is not None:
@@ -234,8 +236,13 @@ class JointDecision:
     ) -> Answer:
         if made is None:
             return self._pipeline.refusal(look.verdicts, asked)
-        broken = [verdict for verdict in made.verdicts if verdict.action == "refuse"]
-        return replace(made, verdicts=(*look.verdicts, *broken))
+        later = [v for v in made.verdicts if v.action == "refuse" or v.subject == "calls"]
+        return replace(made, verdicts=(*look.verdicts, *later))
+
+
+def _asked(conversation: Conversation, action: Taken | None) -> Conversation:
+    """What is answered; where the decision was to mask, it tells that something unsafe came in."""
+    return replace(conversation, unsafe=conversation.unsafe or action == "mask")
 
 
 def _told(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:

@@ -45,6 +45,7 @@ class Pipeline:
         limits: what intake is willing to decode.
         scaling: the sizes at which the model will see a picture.
         gathering: how requests that come at once are answered together; None for each by itself.
+        readers: detectors that look elsewhere, and may be asked what pictures say.
     """
 
     host: Host
@@ -52,6 +53,7 @@ class Pipeline:
     limits: Limits
     scaling: Scaling
     gathering: Gathering | None = None
+    readers: tuple[object, ...] = ()
 
     def screen(self, conversation: Conversation) -> ScreenedConversation:
         """Look at the pictures, and decide what travels on."""
@@ -326,7 +328,7 @@ class Pipeline:
             lambda: [_shown(p) for p, from_ in screened.surfaces if from_ in rules.untrusted],
             talk.ordered_words,
         )
-        guard = CallGuard(self.host.policy, self.guards.detectors)
+        guard = CallGuard(self.host.policy, (*self.guards.detectors, *self.readers))
         ruling = guard.rule([call.arguments for call in answer.tool_calls], context)
         told = replace(answer, verdicts=answer.verdicts + ruling.verdicts)
         if ruling.action == "allow":
