@@ -31,13 +31,22 @@ def error_of(response: httpx.Response) -> Any:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b'"text"'],
-    ids=["empty", "open", "list", "null", "no utf-8", "deep list", "deep object", "text"],
+    [
+        *(b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b'"text"'),
+        b'{"messages": "\xed\xa0\x80"}',
+        '{"messages": "\\ud800"}'.encode("utf-16"),
+        *(b'{"temperature": NaN}', b'{"x": [1e999]}', b'{"seed": ' + b"9" * 5000 + b"}"),
+    ],
+    ids=[
+        *("empty", "open", "list", "null", "no utf-8", "deep list", "deep object", "text"),
+        *("half a sign", "utf-16", "no number", "infinite", "endless number"),
+    ],
 )
-def test_no_json_object(local: str, path: str, body: bytes) -> None:
-    response = httpx.post(f"{local}/v1/{path}", content=body, timeout=60)
-    assert response.status_code == 400
-    assert error_of(response)["type"] == "invalid_request_error"
+def test_no_json_object(local: str, gateway: str, path: str, body: bytes) -> None:
+    for address in (local, gateway):
+        response = httpx.post(f"{address}/v1/{path}", content=body, timeout=60)
+        assert response.status_code == 400
+        assert error_of(response)["type"] == "invalid_request_error"
 
 
 WRONG: list[dict[str, Any]] = [
@@ -46,7 +55,15 @@ WRONG: list[dict[str, Any]] = [
     {"messages": {"role": "user"}},
     {"messages": ["hello"]},
     {"messages": [{"role": "nobody", "content": "x"}]},
+    {"messages": [{"role": ["user"], "content": "x"}]},
+    {"messages": [{"role": {"user": 1}, "content": "x"}]},
     {"messages": [{"role": "user", "content": 7}]},
+    {
+        "messages": [
+            {"role": "assistant", "tool_calls": [{"function": {"arguments": "[" * 100_000}}]},
+            {"role": "user", "content": "x"},
+        ]
+    },
     {"messages": [{"role": "user", "content": "x", "surprise": 1}]},
     {"messages": [{"role": "assistant", "content": "x"}]},
     {"messages": [{"role": "user", "content": "x"}] * 5000},
@@ -140,6 +157,8 @@ HEADS = [
     b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1.evil.example\r\n\r\n",
     b"GET /v1/models HTTP/1.1\r\nHost: [::1\r\n\r\n",
     b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n",
     b"GET /v1/models HTTP/1.1\r\n\r\n",
     b"POST /v1/screen HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     b"POST /v1/screen HTTP/1.1\r\nHost: localhost\r\n"
@@ -165,6 +184,16 @@ def test_tricks_with_heads(local: str, head: bytes) -> None:
     assert 400 <= status < 500
     assert error.keys() == {"message", "type", "param", "code"}
     assert alive(local)
+
+
+def test_whole_numbers_and_pages_of_this_machine_are_welcome(local: str) -> None:
+    body = {"model": "testbed", "messages": asked("hi"), "max_tokens": 1}
+    whole = {"temperature": 1, "top_p": 1, "repetition_penalty": 2, "top_k": 2**62, "seed": 0}
+    page = {"Origin": "http://localhost:3000"}
+    response = httpx.post(
+        f"{local}/v1/chat/completions", json={**body, **whole}, headers=page, timeout=60
+    )
+    assert response.status_code == 200, response.text
 
 
 def test_a_key_lets_in_under_any_name() -> None:

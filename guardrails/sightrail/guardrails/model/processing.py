@@ -72,7 +72,7 @@ def sampling_processors(
     """
     if not options.sampled:
         return []
-    out: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
+    out: list[LogitsProcessor] = [TemperatureLogitsWarper(float(options.temperature))]
     if options.top_k is not None:
         out.append(TopKLogitsWarper(options.top_k))
     if options.top_p is not None and options.top_p < 1:

@@ -99,19 +99,17 @@ class Door:
 
     def _check_host(self, headers: Headers) -> None:
         """Without a key, only this machine is let in, and not the pages that its browser shows: a
-        name of theirs may lead here.
+        name of theirs may lead here, and a form of theirs may be sent here.
         """
         if self._keys or self._settings.anonymous:
             return
-        try:
-            named = urlsplit(f"//{headers.get('host', '')}").hostname
-        except ValueError:  # brackets that do not match
-            named = None
-        if not is_loopback(named or ""):
+        named = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
+        if not all(is_loopback(_host_in(address)) for address in named):
             self._metrics.rejected.labels("host").inc()
             raise ApiError(
                 403,
-                "Without api_keys this server is asked as localhost; set api_keys, or anonymous.",
+                "Without api_keys this server is asked as localhost, by nobody else's pages; set "
+                "api_keys, or anonymous.",
                 code="host_not_allowed",
             )
 
@@ -197,6 +195,13 @@ class _Visit:
             "seconds": round(self.seconds, 4),
             **self._scope["state"]["told"],
         }
+
+
+def _host_in(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:  # brackets that do not match
+        return ""
 
 
 def _too_large(most: int) -> ApiError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +35,12 @@ _IGNORED: Final = frozenset(
     | {"include", "truncation", "background", "reasoning_effort", "reasoning"}
 )
 """Fields without a meaning for a local model that change nothing about its answer."""
+
+_UNREADABLE: Final = (
+    *(ValueError, TypeError, KeyError, AttributeError),
+    *(NotImplementedError, RecursionError),
+)
+"""What LangChain raises about a message that is none."""
 
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "n": (1,),
@@ -155,7 +161,7 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Conversation:
         shown.append({"content": None, **kept})
     try:
         read = convert_to_messages(shown)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise invalid("A message cannot be read.", "messages") from error
     return read_conversation(read)
 
@@ -183,11 +189,13 @@ def options_of(body: Mapping[str, Any], settings: ServerSettings) -> dict[str, A
 
 def _number(name: str, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    if not number or abs(value) > sys.float_info.max:
         raise invalid(f"{name} is a number.", name)
     if name == "repetition_penalty" and value <= 0:
         raise invalid(f"{name} is a number above 0.", name)
-    if name in ("seed", "top_k") and not (isinstance(value, int) and 0 <= value < 2**63):
+    if name not in ("seed", "top_k"):
+        return float(value)  # to transformers, 1 is no temperature
+    if not isinstance(value, int) or not 0 <= value < 2**63:
         raise invalid(f"{name} is a whole number from 0 on, below 2 ** 63.", name)
     return value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,11 +76,22 @@ async def read_call(request: Request) -> Call:
 
 
 def _parsed(body: bytes) -> Any:
-    """The JSON of a body; halves of a sign, which no text has, make it none."""
-    found = json.loads(body)
+    """The JSON of a body, as every reader understands it.
+
+    Python would take more for JSON: other encodings, halves of a sign, which no text has, and
+    numbers that are none or infinite.
+    """
+    found = json.loads(body.decode("utf-8-sig"), parse_constant=_finite, parse_float=_finite)
     if _HALF_SIGN.search(body):
         json.dumps(found, ensure_ascii=False).encode()
     return found
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError("a number that is none, or infinite")
+    return value
 
 
 def _check_pretence(body: Mapping[str, Any]) -> None:
@@ -110,7 +122,7 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise invalid(f"At most {_MAX_MESSAGES} messages are taken.", "messages")
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
-        if not isinstance(message, dict) or message.get("role") not in _SURFACES:
+        if not isinstance(message, dict) or str(message.get("role")) not in _SURFACES:
             raise invalid(f"A message has a role, one of {', '.join(_SURFACES)}.", where)
         if not isinstance(message.get("content"), str | list | None):
             raise invalid("content is a text or a list of parts.", f"{where}.content")
