@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,14 +24,15 @@ from llama_index.core.schema import NodeWithScore
 from llama_index.core.tools import ToolOutput
 from PIL import Image
 
-from bad_pictures import encoded
+from bad_pictures import encoded, photo
 from chain_helpers import CARRIERS, RedDetector
-from hostile_files import mutated_file
+from hostile_files import BOMBS, mutated_file
 from llama_helpers import BLOCKS, NODES
 from memory_helpers import MIB, at_most
 from repository import ROOT, environment
-from sightrail.guardrails import Limits
+from sightrail.guardrails import ImageError, Limits, read_picture
 from sightrail.guardrails.carriers.loop import Screened, passed
+from sightrail.guardrails.intake import pictures
 from sightrail.integrations.llama_index import ImageScreen
 from sightrail.runnables import ScreenImages
 
@@ -197,7 +199,7 @@ def child(script: str) -> str:
 READ_MANY = """
 import json, random, resource
 from collections import Counter
-from hostile_files import mutated_file
+from hostile_files import BOMBS, mutated_file
 from test_hostile import LIMITS
 from sightrail.guardrails import ImageError, read_picture
 pick, ends, before = random.Random(5).randint, Counter(), 0
@@ -260,3 +262,24 @@ def test_bombs_are_refused_before_they_take_memory(name: str) -> None:
     reason, kilobytes = child(MEASURE.format(name=name)).split()
     assert reason in ("too_large", "too_many_frames")
     assert int(kilobytes) < 32 * MIB
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_a_format_can_blow_up_is_bounded(name: str) -> None:
+    expected, make = BOMBS[name]
+    source, reason = make(), None
+    with at_most(192 * MIB):  # three times the largest of these sources
+        try:
+            read_picture(source)
+        except ImageError as error:
+            reason = error.reason
+    assert reason == expected
+
+
+def test_escapes_are_decoded_wherever_a_piece_ends() -> None:
+    plain = encoded(photo())
+    for start in range(3):
+        text = "x" * start + "%41" * 50_000 + "y%"
+        assert pictures._unquoted(text) == unquote_to_bytes(text)
+    address = "data:image/png," + "".join(f"%{byte:02x}" for byte in plain)
+    assert read_picture(address).image.size == photo().size

@@ -23,6 +23,11 @@ beyond this many at a time further work waits for its turn, within its own deadl
 _end: contextvars.ContextVar[float | None] = contextvars.ContextVar("sightrail_end", default=None)
 """When the work in this context has to be over, on the clock of ``time.monotonic``."""
 
+_given_up: contextvars.ContextVar[tuple[threading.Event, ...]] = contextvars.ContextVar(
+    "sightrail_given_up", default=()
+)
+"""Set where somebody who waited for the work in this context was interrupted."""
+
 
 @contextmanager
 def time_limit(seconds: float | None, *, nested: bool = True) -> Iterator[None]:
@@ -43,7 +48,11 @@ def time_limit(seconds: float | None, *, nested: bool = True) -> Iterator[None]:
 
 
 def time_left() -> float | None:
-    """Seconds until the deadline of this context, 0 where it has passed; None without one."""
+    """Seconds until the deadline of this context, 0 where it has passed or nobody waits any longer;
+    None without one.
+    """
+    if any(event.is_set() for event in _given_up.get()):
+        return 0.0
     end = _end.get()
     return None if end is None else max(0.0, end - time.monotonic())
 
@@ -72,13 +81,20 @@ def run_within(seconds: float | None, work: Callable[[], Result]) -> Result:
         started = time.monotonic()
         if not _running.acquire(timeout=left):
             raise TimeoutError(f"{_MOST} calls that ran out of time are still running")
+        interrupted = threading.Event()
+        token = _given_up.set((*_given_up.get(), interrupted))
         task = _Task(work)
+        _given_up.reset(token)
         try:
             threading.Thread(target=task.run, name="sightrail-deadline", daemon=True).start()
+            ended = task.done.wait(max(0.0, left - (time.monotonic() - started)))
         except RuntimeError:  # no thread to be had: nothing will give the place back
             _running.release()
             raise
-        if not task.done.wait(max(0.0, left - (time.monotonic() - started))):
+        except BaseException:  # such as Ctrl-C
+            interrupted.set()
+            raise
+        if not ended:
             raise TimeoutError(f"took longer than {left:.3g} s")
         return task.result()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import io
+import threading
 
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from PIL import Image
 from bad_pictures import animation, encoded, photo
 from memory_helpers import MIB, at_most
 from sightrail.guardrails import ImageError, Limits
-from sightrail.guardrails.deadline import time_limit
+from sightrail.guardrails.deadline import check_time, run_within, time_limit
 from sightrail.guardrails.intake import Picture, RequestReader
 from sightrail.guardrails.verdict import NotInspected
 
@@ -67,6 +69,30 @@ def test_a_request_of_the_largest_pictures_keeps_to_the_memory_that_is_promised(
     with at_most(900 * MIB):
         found = reasons(RequestReader(Limits()), [huge, ghost, huge, ghost])
     assert found == [None, None, "too_large", "too_large"]
+
+
+def test_work_that_nobody_waits_for_any_longer_ends() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        try:
+            while not over.wait(0.005):
+                run_within(30, check_time)  # steps within steps are told as well
+        except TimeoutError:
+            over.set()
+
+    def interrupt() -> None:
+        begun.wait(20)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_within(60, work)
+    ended = over.wait(20)
+    over.set()
+    assert ended
+    assert run_within(60, lambda: "the next one") == "the next one"
 
 
 def test_a_deadline_that_has_passed_ends_reading() -> None:

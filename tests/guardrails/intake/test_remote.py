@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ipaddress
 import socket
 import threading
@@ -291,3 +292,30 @@ def test_fetches_share_the_bytes_and_the_deadline_of_their_request(
     with time_limit(0.5), pytest.raises(TimeoutError):
         RequestReader(limits(server)).read_all(slow)
     assert time.monotonic() - started < 4  # each alone may take five seconds
+
+
+def test_an_interrupt_does_not_wait_for_a_server_that_is_silent(
+    server: Server, world: World
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def keep_silent(connection: socket.socket, request: str) -> None:
+        asked.set()
+        answer.wait(20)
+
+    server.answers["/silent"] = keep_silent
+    waiting: list[threading.Thread] = []
+
+    def interrupt() -> None:
+        asked.wait(20)
+        waiting.extend(t for t in threading.enumerate() if t.name.startswith("sightrail-fetch"))
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        RequestReader(limits(server)).read_all([(f"http://{HOST}:{server.port}/silent", 0)] * 2)
+    assert any(thread.is_alive() for thread in waiting)
+    answer.set()
+    for thread in waiting:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in waiting)

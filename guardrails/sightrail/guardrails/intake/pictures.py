@@ -38,6 +38,13 @@ says `arrays.from_array`). Remote addresses are fetched only where `Limits.remot
 _FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF")
 """Raster formats whose decoders run in process; EPS and friends start external programs."""
 
+_MOST_SCANS: Final = 32
+"""How often a JPEG of `Limits.max_pixels` may go over its pixels; smaller ones as much more often.
+Encoders need ten. A scan may take a few bytes and still a pass over every pixel."""
+
+_PIECE: Final = 1 << 16
+"""Characters of percent-encoded text that are decoded at a time."""
+
 _STRIP: Final = 1 << 20
 """Pixels that are digested at a time."""
 
@@ -139,8 +146,20 @@ def _read_data_url(text: str, limits: Limits) -> bytes:
     if len(payload) > 4 * limits.max_bytes // 3 + 4:
         raise ImageError.because("too_large", f"more than {limits.max_bytes} bytes")
     if not header.lower().endswith(";base64"):
-        return unquote_to_bytes(payload)
+        return _unquoted(payload)
     return decode_base64(payload, limits)
+
+
+def _unquoted(text: str) -> bytes:
+    """The bytes of percent-encoded text, a piece at a time: each escape is an object on its way."""
+    found, start = bytearray(), 0
+    while start < len(text):
+        end = start + _PIECE
+        cut = text.rfind("%", end - 2, end)  # an escape that the end would cut up
+        end = end if cut < 0 else cut
+        found += unquote_to_bytes(text[start:end])
+        start = end
+    return bytes(found)
 
 
 def decode_base64(payload: str, limits: Limits) -> bytes:
@@ -176,6 +195,7 @@ def decode_bytes(data: bytes, limits: Limits) -> Picture:
         detail = f"its header is broken ({type(error).__name__})"
         raise ImageError.because("not_an_image", detail) from error
     with opened:
+        _check_scans(opened, data, limits)
         picture = _decode(opened, limits, ours=True)
     return replace(picture, coded=unambiguous(data)) if len(picture.views) == 1 else picture
 
@@ -207,6 +227,16 @@ def _check_cost(size: tuple[int, int], frames: int, transparent: bool, limits: L
     if min(width, height) < limits.min_side:
         detail = f"{width} x {height}; a side needs {limits.min_side} pixels"
         raise ImageError.because("too_small", detail)
+
+
+def _check_scans(opened: Image.Image, data: bytes, limits: Limits) -> None:
+    """A progressive JPEG is decoded in as many passes as its bytes name, uninterruptibly."""
+    if opened.format not in ("JPEG", "MPO"):
+        return
+    scans = data.count(b"\xff\xda")
+    if scans * opened.width * opened.height > _MOST_SCANS * limits.max_pixels:
+        detail = f"{scans} scans of {opened.width} x {opened.height} pixels"
+        raise ImageError.because("too_large", detail)
 
 
 def _check_icons(opened: Image.Image, limits: Limits) -> None:

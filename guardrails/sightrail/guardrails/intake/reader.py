@@ -76,15 +76,14 @@ class RequestReader:
         Raises:
             TimeoutError: the deadline of the request passed.
         """
-        with ThreadPoolExecutor(_SIDE_BY_SIDE, "sightrail-fetch") as pool:
-            try:
-                loads = [self._begin(source, message, pool) for source, message in asked]
-                return [
-                    self._outcome(source, load)
-                    for (source, _), load in zip(asked, loads, strict=True)
-                ]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(_SIDE_BY_SIDE, "sightrail-fetch")
+        try:
+            loads = [self._begin(source, message, pool) for source, message in asked]
+            return [
+                self._outcome(source, load) for (source, _), load in zip(asked, loads, strict=True)
+            ]
+        finally:  # an interrupt does not wait for servers; fetches end at their own deadline
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(
         self, source: PictureSource, message: Hashable, pool: ThreadPoolExecutor
