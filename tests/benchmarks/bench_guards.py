@@ -14,6 +14,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import platform
 import statistics
 import time
@@ -116,12 +117,13 @@ def compared(plain: Callable[[], Any], guarded: Callable[[], Any], rounds: int) 
                 clock[name].append(time.perf_counter() - since)
                 busy[name].append(time.process_time() - cpu)
     before, after = min(clock["plain"]), min(clock["guarded"])
-    cost = statistics.median(busy["guarded"]) - statistics.median(busy["plain"])
+    needed = {name: statistics.median(times) for name, times in busy.items()}
     return {
         "plain_ms": round(1000 * before, 1),
         "guarded_ms": round(1000 * after, 1),
         "ratio": round(after / before, 4),
-        "added_cpu_ms": round(1000 * cost, 2),
+        "plain_cpu_ms": round(1000 * needed["plain"], 2),
+        "added_cpu_ms": round(1000 * (needed["guarded"] - needed["plain"]), 2),
     }
 
 
@@ -201,6 +203,8 @@ def measure(rounds: int, wait_s: float) -> dict[str, Any]:
             "what": about,
             "python": platform.python_version(),
             "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "processes that wanted them": round(os.getloadavg()[0], 1),
         },
     }
 
