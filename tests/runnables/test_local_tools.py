@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 
 from defences import DEFENCES
 from sightrail.guardrails import LocalLVLM
-from sightrail.guardrails.errors import ConfigurationError, RequestRefused
+from sightrail.guardrails.errors import ConfigurationError, PromptError, RequestRefused
 from sightrail.runnables import ChatLVLM
-from tool_templates import TOOLED, Says, tooled
+from tool_templates import TOOLED, Says, SaysInTurn, tooled
 
 FAMILY = "internvl"
 
@@ -101,6 +101,34 @@ def test_agents_run_on_the_local_model() -> None:
     endless = create_agent(calling(), [look])
     with pytest.raises(GraphRecursionError):
         endless.invoke({"messages": [("user", "Hi")]}, {"recursion_limit": 5})
+
+
+def test_a_tool_that_does_not_exist_is_told_to_the_model() -> None:
+    erase = TOOLED[FAMILY].written(("erase", {"everything": True}))
+    agent = create_agent(chat(SaysInTurn(erase, FAMILY, steps=("done.",))), [look])
+    messages = agent.invoke({"messages": [("user", "Hi")]})["messages"]
+    assert messages[-2].status == "error"
+    assert "erase" in messages[-2].text
+    assert messages[-1].text == "done."
+
+
+def test_arguments_that_are_no_json_end_the_run_as_invalid_calls() -> None:
+    broken = "<tool_call>\n{'photo': 3,\n</tool_call>"
+    messages = create_agent(chat(Says(broken, FAMILY)), [look]).invoke({"messages": "Hi"})
+    last = messages["messages"][-1]
+    assert not last.tool_calls
+    assert last.invalid_tool_calls[0]["error"]
+
+
+def test_a_result_that_is_too_long_is_a_typed_error() -> None:
+    @tool
+    def dump() -> str:
+        """Give everything."""
+        return "word " * 5000
+
+    agent = create_agent(chat(Says(TOOLED[FAMILY].written(("dump", {})), FAMILY)), [dump])
+    with pytest.raises(PromptError, match="context"):
+        agent.invoke({"messages": "Hi"})
 
 
 def test_tokens_are_counted_by_the_models_own_tokenizer() -> None:

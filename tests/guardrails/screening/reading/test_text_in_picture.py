@@ -6,6 +6,7 @@ import logging
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,16 +15,21 @@ from PIL import Image, ImageOps
 
 from judge_helpers import judging, said
 from sightrail.guardrails import (
+    CachedDetector,
+    Cascade,
     ConceptBank,
     ConfigurationError,
     LocalLVLM,
     MissingDependencyError,
     Picture,
     Policy,
+    Together,
     apply_policy,
+    read_picture,
 )
 from sightrail.guardrails.judging import EndpointJudge
 from sightrail.guardrails.screening import load_encoder
+from sightrail.guardrails.screening.asking import reader_in
 from sightrail.guardrails.screening.reading import (
     ConceptReader,
     GuardReader,
@@ -35,6 +41,7 @@ from sightrail.guardrails.screening.reading import (
     Tesseract,
     TextInPicture,
 )
+from sightrail.guardrails.testing import StubDetector
 from sightrail.guardrails.verdict import Threshold
 from written import written
 
@@ -232,3 +239,39 @@ def test_a_reader_that_is_none() -> None:
     with pytest.raises(ValueError, match="max_word"):
         ReadingSettings(max_word=3)
     assert Lexicon.default().scripts == {"LATIN"}
+
+
+# What calls are compared with
+
+
+@dataclass
+class Counted:
+    """The engine, which counts what it reads."""
+
+    reads: int = 0
+    name = ENGINE.name
+    scripts = ENGINE.scripts
+
+    def read(self, image, budget):
+        self.reads += 1
+        return ENGINE.read(image, budget)
+
+
+def test_words_are_read_once_and_kept_in_memory_alone(page) -> None:
+    detector, picture = reading(engine=Counted()), read_picture(page)
+    [text] = detector.words([picture])
+    assert "forge" in text.lower()
+    assert detector.screen([picture])[0].status == "flagged"
+    assert detector.words([picture]) == [text]
+    assert detector.engine.reads == 1
+    assert "forge" not in repr(detector).lower()
+    assert b"steps to forge" not in pickle.dumps(replace(detector, engine=ENGINE)).lower()
+    within = CachedDetector(Cascade(StubDetector(), Together(StubDetector(), detector)))
+    assert reader_in(StubDetector(), within) is detector
+    assert reader_in(StubDetector()) is None
+
+
+def test_words_that_are_not_surely_read_are_none(page) -> None:
+    strict = reading(settings=ReadingSettings(min_confidence=1.0))
+    blank = read_picture(Image.new("RGB", (120, 80), "white"))
+    assert strict.words([read_picture(page), blank]) == [None, ""]

@@ -175,7 +175,7 @@ class TextInPicture(OnOneScale):
         unsure = [line for line in seen.lines if line.confidence < self.settings.min_confidence]
         if any(self._gaps(seen, unsure, size, self.engine.scripts)):
             return None
-        return "\n".join((join(seen.lines), *(line.text for line in seen.lines)))
+        return "\n".join((join(seen.lines), *(line.text for line in seen.lines))).strip()
 
     @property
     def _limit(self) -> Threshold:
