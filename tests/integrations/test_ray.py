@@ -23,7 +23,9 @@ import pyarrow.parquet
 
 from serve_helpers import asked, drawn_request
 from sightrail.guardrails import RiskDetector
+from sightrail.guardrails.embedded import embedded_folder
 from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.screening.settings import SETTINGS_FILE, ScreeningSettings
 from sightrail.integrations.ray import CorpusSettings, screen_corpus, statuses
 from sightrail.integrations.ray.corpus import ScreeningActor, _write
 from sightrail.integrations.server import ServerSettings
@@ -99,7 +101,12 @@ def test_a_corpus_on_a_cluster_survives_a_killed_actor(cluster: Any, tmp_path: P
         if not killed and done >= total // 2:
             killed[_kill_an_actor(cluster)] = done
 
-    how = CorpusSettings(encoder="testbed", actors=2, batch=max(5, PICTURES // 60))
+    quick = ScreeningSettings.from_file(embedded_folder("clip") / SETTINGS_FILE)
+    settings = tmp_path / SETTINGS_FILE  # one look at each picture: thousands take a minute
+    settings.write_text(quick.model_copy(update={"score": "whole_cosine"}).model_dump_json())
+    how = CorpusSettings(
+        encoder="testbed", screening=settings, actors=2, batch=max(5, PICTURES // 60)
+    )
     since = time.monotonic()
     assert screen_corpus([folder], out, how, tick=tick) == PICTURES
     told = {"pictures": PICTURES, "seconds": time.monotonic() - since, "killed": killed}
