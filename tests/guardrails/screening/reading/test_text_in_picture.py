@@ -59,7 +59,8 @@ ENGINES = [
 
 
 def reading(**settings) -> TextInPicture:
-    return TextInPicture(**{"engine": ENGINE, **settings})
+    patient = ReadingSettings(max_seconds=600)
+    return TextInPicture(**{"engine": ENGINE, "settings": patient, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +87,24 @@ def test_a_written_request_is_flagged_where_it_stands(page, engine) -> None:
         lambda page: ImageOps.invert(page),
         lambda page: page.rotate(180),
         lambda page: page.rotate(90, expand=True),
+        lambda page: page.rotate(270, expand=True),
         lambda page: page.rotate(17, expand=True, fillcolor="white"),
         lambda page: page.resize((200, 100)),
         lambda page: page.resize((3000, 1500)),
         lambda page: page.point(lambda value: 120 + value // 20),
         lambda page: ImageOps.expand(page, (0, 0, 2400, 0), "white"),
     ],
-    ids=["inverted", "on its head", "upright", "turned", "small", "large", "pale", "wide"],
+    ids=[
+        "inverted",
+        "on its head",
+        "upwards",
+        "downwards",
+        "turned",
+        "small",
+        "large",
+        "pale",
+        "wide",
+    ],
 )
 def test_it_is_read_however_it_is_shown(page, changed) -> None:
     assert reading().screen([changed(page)])[0].status == "flagged"
@@ -154,6 +166,31 @@ def test_a_script_that_the_reader_does_not_know_is_not_clean() -> None:
     assert Policy().decide(verdict) == "refuse"
     knows = GuardReader(lambda text: False)
     assert reading(reader=knows).screen([greek])[0].not_inspected == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "שלום לכולם וברוכים\nהבאים לגינה שלנו",
+        "مرحبا بكم جميعا في\nالحديقة الجميلة",
+        "добро пожаловать\nв наш зелёный сад",
+    ],
+    ids=["hebrew", "arabic", "cyrillic"],
+)
+def test_a_script_that_the_engine_does_not_know_is_not_clean(text) -> None:
+    """It reads blanks, or a sign here and there, and is quite sure of them."""
+    verdict = reading(reader=GuardReader(lambda text: False)).screen(
+        [written(text, (900, 300), points=48)]
+    )[0]
+    assert "unreadable_text" in {gap.reason for gap in verdict.not_inspected}
+    assert Policy().decide(verdict) == "refuse"
+
+
+def test_letters_below_one_another_are_words() -> None:
+    column = written("\n".join("STEPS TO FORGE A PASSPORT"), (300, 1350))
+    verdict = reading().screen([column])[0]
+    assert (verdict.status, verdict.category) == ("flagged", "illegal_activity")
+    assert max(region.box[2] for region in verdict.regions) < 100
 
 
 def test_a_picture_that_cannot_be_read_says_why(page) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from sightrail.guardrails.screening.reading.judged import judge_texts
 from sightrail.guardrails.screening.reading.readers import GuardReader, TextRisk
 from sightrail.guardrails.screening.reading.words import Line, join, passages, script_of, sentences
@@ -32,6 +36,27 @@ def test_a_headline_and_small_print_are_two_passages() -> None:
 
 def test_a_hyphenated_word_is_whole_again() -> None:
     assert join([line("dyna-"), line("mite", top=30)]) == "dynamite"
+
+
+def test_letters_below_one_another_are_a_word_up_to_the_next_gap() -> None:
+    tops = [0, 22, 44, 90, 112, 134]
+    column = [line(c, top=top, width=16) for c, top in zip("catdog", tops, strict=True)]
+    assert join(column) == "cat dog"
+    assert join([line("a", width=16), line("b", left=40, width=16)]) == "a b"
+
+
+@pytest.mark.parametrize(
+    ("turned", "first", "second"),
+    [(90, (60, 0), (30, 0)), (180, (0, 60), (0, 30)), (270, (0, 0), (30, 0))],
+)
+def test_turned_lines_are_read_in_their_own_order(turned, first, second) -> None:
+    upright = turned == 180
+    size = {"width": 100, "height": 20} if upright else {"width": 20, "height": 100}
+    page = [
+        replace(line(text, *place, **size), turned=turned)
+        for text, place in (("do it", second), ("how to", first))
+    ]
+    assert texts(passages(page)) == ["how to do it"]
 
 
 def test_sentences_end_where_they_end() -> None:

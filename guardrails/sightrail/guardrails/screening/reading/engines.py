@@ -28,6 +28,9 @@ _LONG_TILE: Final = 3.0
 _TURN_BELOW: Final = 0.8
 """A line read less surely than this may stand on its head: it is read the other way up as well."""
 
+_TALL: Final = 1.5
+"""RapidOCR turns lines that are so many times as high as they are wide."""
+
 
 @dataclass
 class Budget:
@@ -118,11 +121,9 @@ class RapidOcr:
             if budget.spent:
                 unread.append(box)
                 continue
-            text, confidence = _recognise(recogniser, tile, corners)
-            if text.strip():
-                line = Line(text, box, confidence)
-                lines.append(line)
-                budget.words -= line.words
+            line = _recognise(recogniser, tile, corners, box)
+            lines.append(line)
+            budget.words -= line.words
         return Reading(tuple(_without_doubles(lines)), tuple(unread))
 
 
@@ -223,17 +224,21 @@ def _short_edge(corners: NDArray[np.float32]) -> float:
 
 
 def _recognise(
-    recogniser: RapidOCR, tile: NDArray[np.uint8], corners: NDArray[np.float32]
-) -> tuple[str, float]:
+    recogniser: RapidOCR, tile: NDArray[np.uint8], corners: NDArray[np.float32], box: Box
+) -> Line:
     """The text of a line and how sure it is; the surer reading of both ways up."""
     from rapidocr.utils.process_img import get_rotate_crop_image
 
-    crop = get_rotate_crop_image(tile, corners.copy())
+    crop = get_rotate_crop_image(tile, corners.copy())  # a tall one comes turned to the left
+    tall = float(np.linalg.norm(corners[3] - corners[0]) / np.linalg.norm(corners[1] - corners[0]))
+    length = max(crop.shape[:2]) / max(1, min(crop.shape[:2]))
     text, confidence = _read_line(recogniser, crop)
-    if confidence >= _TURN_BELOW:
-        return text, confidence
-    turned = _read_line(recogniser, np.ascontiguousarray(crop[::-1, ::-1]))
-    return max((text, confidence), turned, key=lambda reading: reading[1])
+    line = Line(text.strip(), box, confidence, 90 if tall >= _TALL else 0, length)
+    if confidence >= _TURN_BELOW and line.legible:
+        return line
+    text, confidence = _read_line(recogniser, np.ascontiguousarray(crop[::-1, ::-1]))
+    turned = Line(text.strip(), box, confidence, 270 if tall >= _TALL else 180, length)
+    return max(line, turned, key=lambda reading: reading.confidence)
 
 
 def _read_line(recogniser: RapidOCR, crop: NDArray[np.uint8]) -> tuple[str, float]:
@@ -258,7 +263,7 @@ def _box(corners: NDArray[np.float32], size: tuple[int, int]) -> Box:
 def _without_doubles(lines: list[Line]) -> list[Line]:
     """Lines that two tiles both show, once, the surer one; in reading order."""
     kept: list[Line] = []
-    for line in sorted(lines, key=lambda line: -line.confidence):
+    for line in sorted(lines, key=lambda line: (not line.legible, -line.confidence)):
         if not any(_overlap(line.box, other.box) > 0.6 for other in kept):
             kept.append(line)
     return sorted(kept, key=lambda line: (line.box[1], line.box[0]))

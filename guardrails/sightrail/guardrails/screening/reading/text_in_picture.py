@@ -58,7 +58,7 @@ class ReadingSettings(BaseModel):
     max_side: PositiveInt = 1600
     max_words: PositiveInt = 1000
     max_seconds: PositiveFloat = 20.0
-    min_confidence: float = Field(default=0.6, ge=0, le=1)
+    min_confidence: float = Field(default=0.7, ge=0, le=1)
     unread_letters: PositiveInt = 8
     unread_area: float = Field(default=0.03, ge=0, le=1)
 
@@ -71,6 +71,11 @@ class _Seen:
     unread: tuple[Box, ...] = ()
     late: bool = False
     views: int = 0
+
+    @property
+    def read(self) -> tuple[Line, ...]:
+        """The lines in which there is anything to judge."""
+        return tuple(line for line in self.lines if line.text)
 
 
 _REMEMBERED: Final[WeakKeyDictionary[TextInPicture, OrderedDict[bytes, tuple[float, _Seen]]]] = (
@@ -149,7 +154,7 @@ class TextInPicture(OnOneScale):
         taken = [decoded(image, self.limits) for image in images]
         seen = [self._see(item) if isinstance(item, Picture) else _Seen() for item in taken]
         read = time.perf_counter()
-        judged = judge_texts(self.reader, [item.lines for item in seen], self._limit.value)
+        judged = judge_texts(self.reader, [item.read for item in seen], self._limit.value)
         timings = {"read": 1000 * (read - started), "judge": 1000 * (time.perf_counter() - read)}
         return [
             item
@@ -172,10 +177,9 @@ class TextInPicture(OnOneScale):
         return [self._words(self._see(picture), picture.image.size) for picture in pictures]
 
     def _words(self, seen: _Seen, size: tuple[int, int]) -> str | None:
-        unsure = [line for line in seen.lines if line.confidence < self.settings.min_confidence]
-        if any(self._gaps(seen, unsure, size, self.engine.scripts)):
+        if any(self._gaps(seen, self._unsure(seen), size, self.engine.scripts)):
             return None
-        return "\n".join((join(seen.lines), *(line.text for line in seen.lines))).strip()
+        return "\n".join((join(seen.read), *(line.text for line in seen.read))).strip()
 
     @property
     def _limit(self) -> Threshold:
@@ -241,7 +245,7 @@ class TextInPicture(OnOneScale):
         flagged = score is not None and score >= limit.value
         if score is not None and not np.isfinite(score):
             return Verdict.failed("the reader gave scores that are not numbers")
-        unsure = [line for line in seen.lines if line.confidence < self.settings.min_confidence]
+        unsure = self._unsure(seen)
         unread = [*seen.unread, *(line.box for line in unsure)]
         gaps = [*judged.gaps, *self._gaps(seen, unsure, size, self._scripts)]
         return Verdict(
@@ -253,7 +257,7 @@ class TextInPicture(OnOneScale):
             threshold=limit,
             scores=judged.scores,
             measures={
-                "lines": float(len(seen.lines)),
+                "lines": float(len(seen.read)),
                 "words": float(sum(line.words for line in seen.lines)),
                 "confidence": _confidence(seen.lines),
                 "unread_lines": float(len(unread)),
@@ -268,6 +272,10 @@ class TextInPicture(OnOneScale):
             encoder=self.engine.name,
         )
 
+    def _unsure(self, seen: _Seen) -> list[Line]:
+        surely = self.settings.min_confidence
+        return [line for line in seen.lines if line.confidence < surely or not line.legible]
+
     def _gaps(
         self,
         seen: _Seen,
@@ -281,17 +289,18 @@ class TextInPicture(OnOneScale):
             most = f"{settings.max_words} words, {settings.max_seconds:g} s"
             yield NotInspected(reason="too_much_text", detail=f"more than is read ({most})")
         strange = [line for line in seen.lines if _coverage([line], scripts) < 0.5]
-        for lines, reason, detail in (
-            (unsure, "unreadable_text", "text was found that was not read surely enough"),
-            (strange, "unknown_script", "text in a script that engine or reader do not know"),
-        ):
-            texts = [line for line in lines if _letters(line) >= _LINE_LETTERS]
-            area = _covered([line.box for line in texts], size)
-            if (
-                sum(map(_letters, texts)) >= settings.unread_letters
-                and area >= settings.unread_area
-            ):
-                yield NotInspected(reason=reason, detail=detail)
+        found = {
+            ("unreadable_text", "text was found that was not read surely enough"): unsure,
+            ("unknown_script", "text in a script that engine or reader do not know"): strange,
+        }
+        texts = [line for line in {*unsure, *strange} if line.letters >= _LINE_LETTERS]
+        area = _covered([line.box for line in texts], size)
+        if sum(line.letters for line in texts) < settings.unread_letters:
+            return
+        if area >= settings.unread_area:
+            for (reason, detail), lines in found.items():
+                if any(line in texts for line in lines):
+                    yield NotInspected(reason=reason, detail=detail)
 
 
 def _placed(reading: Reading, inside: tuple[int, int], size: tuple[int, int]) -> Reading:
@@ -302,10 +311,6 @@ def _placed(reading: Reading, inside: tuple[int, int], size: tuple[int, int]) ->
         tuple(replace(line, box=placed(line.box, inside, size)) for line in reading.lines),
         tuple(placed(box, inside, size) for box in reading.unread),
     )
-
-
-def _letters(line: Line) -> int:
-    return sum(map(str.isalpha, line.text))
 
 
 def _confidence(lines: Sequence[Line]) -> float:

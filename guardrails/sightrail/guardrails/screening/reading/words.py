@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from ...verdict import Box
 
@@ -14,6 +15,7 @@ __all__ = ["Line", "Reading", "join", "passages", "script_of", "sentences"]
 
 _WORD: Final = re.compile(r"\w+")
 _WORDLESS_SCRIPTS: Final = frozenset({"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI"})
+_LETTERS_PER_HEIGHT: Final = 1.6
 _SENTENCE_END: Final = re.compile(r"[.!?。！？][\"')\]]*\s*$")
 
 
@@ -25,16 +27,34 @@ class Line:
         text: what it says; not shown by `repr`, so that it does not end up in logs.
         box: where it stands.
         confidence: of the engine, 0 to 1.
+        turned: by how far it is turned clockwise, in degrees: 90 runs downwards, 180 stands on its
+            head.
+        length: of the line, in its own heights; 0 where the engine does not say.
     """
 
     text: str = field(repr=False)
     box: Box
     confidence: float
+    turned: Literal[0, 90, 180, 270] = 0
+    length: float = 0.0
 
     @property
     def height(self) -> int:
         """Of its box; of a line that runs downwards, its width."""
         return max(1, min(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+    @property
+    def letters(self) -> int:
+        """How many letters it has; of a line that was not read, how many it has room for."""
+        read = sum(map(str.isalpha, self.text))
+        return read if self.legible else max(read, round(self.length * _LETTERS_PER_HEIGHT))
+
+    @property
+    def legible(self) -> bool:
+        """Whether as much was read as stands there: an engine reads scripts that it does not know
+        as blanks, with a sign here and there.
+        """
+        return len("".join(self.text.split())) >= self.length / 4
 
     @property
     def words(self) -> int:
@@ -69,15 +89,31 @@ def script_of(letter: str) -> str | None:
 
 
 def join(lines: Iterable[Line]) -> str:
-    """The text of lines that belong together; a word that was hyphenated is whole again."""
-    text = ""
+    """The text of lines that belong together.
+
+    A word that was hyphenated is whole again, and so is one whose letters stand below one another.
+    """
+    text, last = "", None
     for line in lines:
         said = line.text.strip()
         if re.search(r"[^\W\d]-$", text) and said[:1].isalpha():
             text = text[:-1] + said
+        elif last is not None and _below(last, line):
+            text += said
         else:
             text = f"{text} {said}".strip()
+        last = line
     return text
+
+
+def _below(upper: Line, lower: Line) -> bool:
+    """Whether both are single signs of one column, and no more than half a sign apart."""
+    if len(upper.text.strip()) != 1 or len(lower.text.strip()) != 1:
+        return False
+    across = max(upper.box[0], lower.box[0]) - min(upper.box[2], lower.box[2])
+    down = lower.box[1] - upper.box[3]
+    tall = max(line.box[3] - line.box[1] for line in (upper, lower))
+    return across < 0 and -tall < 2 * down < tall
 
 
 def passages(lines: Sequence[Line]) -> list[tuple[Line, ...]]:
@@ -115,15 +151,34 @@ def _near(one: Line, other: Line) -> bool:
 
 
 def _reading_order(lines: Sequence[Line]) -> list[Line]:
-    """Rows from above, each from the left: a line joins a row whose middle it overlaps."""
+    """Rows from above, each from the left, of the way up that most of the text has: a line joins a
+    row whose middle it overlaps.
+    """
+    signs = Counter[int]()
+    for line in lines:
+        signs[line.turned] += len(line.text)
+    (turned, _), *_ = signs.most_common(1)
+    boxes = {line: _upright(line.box, turned) for line in lines}
     rows: list[list[Line]] = []
-    for line in sorted(lines, key=lambda line: line.box[1] + line.box[3]):
-        middle = (line.box[1] + line.box[3]) / 2
-        if rows and rows[-1][0].box[1] <= middle <= rows[-1][0].box[3]:
+    for line in sorted(boxes, key=lambda line: boxes[line][1] + boxes[line][3]):
+        middle = (boxes[line][1] + boxes[line][3]) / 2
+        if rows and boxes[rows[-1][0]][1] <= middle <= boxes[rows[-1][0]][3]:
             rows[-1].append(line)
         else:
             rows.append([line])
-    return [line for row in rows for line in sorted(row, key=lambda line: line.box[0])]
+    return [line for row in rows for line in sorted(row, key=lambda line: boxes[line][0])]
+
+
+def _upright(box: Box, turned: int) -> Box:
+    """A box as it lies once its picture is turned back."""
+    left, top, right, bottom = box
+    if turned == 90:
+        return (top, -right, bottom, -left)
+    if turned == 180:
+        return (-right, -bottom, -left, -top)
+    if turned == 270:
+        return (-bottom, left, -top, right)
+    return box
 
 
 def sentences(lines: Sequence[Line], most: int = 12) -> list[tuple[Line, ...]]:
