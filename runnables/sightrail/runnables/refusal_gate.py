@@ -28,6 +28,10 @@ from .walk import is_refused, marked_verdicts, note_on_run, write_marker
 if TYPE_CHECKING:
     from sightrail.guardrails import LocalLVLM
 
+    ModelField = LocalLVLM
+else:
+    ModelField = Any  # pydantic reads annotations, and the model's module would load torch
+
 Outcome = tuple[Verdict, ...] | SightrailError
 
 
@@ -58,7 +62,7 @@ class RefusalGate(StrictModel, CheckedRunnable[Any, Any], extra="forbid"):
         RequestRefused: where the policy's action is ``raise``.
     """
 
-    model: Any = Field(exclude=True)
+    model: ModelField = Field(exclude=True)
     refusal: str | Callable[[tuple[Verdict, ...]], Any] | None = None
     limits: Limits | None = None
     chain: Any = None
@@ -103,7 +107,7 @@ class RefusalGate(StrictModel, CheckedRunnable[Any, Any], extra="forbid"):
 
     @property
     def _lvlm(self) -> LocalLVLM:
-        return self.model  # type: ignore[no-any-return]
+        return self.model
 
     @property
     def _asked(self) -> LocalLVLM:

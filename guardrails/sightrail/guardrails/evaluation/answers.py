@@ -11,6 +11,7 @@ from ..errors import ImageError, PromptError
 from ..model import Answer, LocalLVLM
 from ..screening.asking import Detector
 from ..verdict import Verdict
+from .agents import Worked, told, work
 from .items import Item
 from .judge import REFUSED, Judge, Judgement
 from .ledger import Record
@@ -63,20 +64,31 @@ def judged(records: Sequence[Record], items: Sequence[Item], judge: Judge) -> li
     A guardrail's refusal is a refusal; what was not answered is not judged.
     """
     pairs = list(zip(items, records, strict=True))
-    said = [(i, r["text"]) for i, r in pairs if "error" not in r and not r["refused"]]
+    said = [(i, _said(r)) for i, r in pairs if "error" not in r and not _declined(r)]
     opinions = iter(judge.judge(said))
     return [
         Judgement(None, None, why=f"not answered: {record['error']}")
         if "error" in record
         else REFUSED
-        if record["refused"]
+        if _declined(record)
         else next(opinions)
         for _, record in pairs
     ]
 
 
-def _answers(lvlm: LocalLVLM, items: Sequence[Item], most: int) -> list[Answer | str]:
+def _said(record: Record) -> str:
+    return told(record["text"], record.get("calls", ()))
+
+
+def _declined(record: Record) -> bool:
+    """Whether a guardrail refused before anything was done; else a judge sees what was."""
+    return bool(record["refused"]) and not record.get("calls")
+
+
+def _answers(lvlm: LocalLVLM, items: Sequence[Item], most: int) -> list[Answer | Worked | str]:
     try:
+        if items[0].toolbox is not None:
+            return list(work(lvlm, items, most))
         messages = [item.messages() for item in items]
         return list(lvlm.batch(messages, max_new_tokens=most))
     except (ImageError, PromptError) as error:
@@ -96,9 +108,12 @@ def _reason(error: Exception) -> str:
     return error.reason if isinstance(error, ImageError) else str(error)
 
 
-def _record(answer: Answer | str) -> Record:
+def _record(answer: Answer | Worked | str) -> Record:
     if isinstance(answer, str):
         return {"error": answer}
+    if isinstance(answer, Worked):
+        calls = [[name, dict(given)] for name, given in answer.calls]
+        return {**_record(answer.answer), "calls": calls, "steps": answer.steps}
     return {
         "text": answer.text,
         "refused": answer.refused,

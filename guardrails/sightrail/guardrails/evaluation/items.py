@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..intake import Limits, Picture
+    from .agents import Toolbox
     from .judge import Judge
 
 Match = Literal["exact", "option", "contained"]
@@ -36,6 +37,8 @@ class Item:
             it by itself (typographic attacks, jailbreak prompts).
         history: the messages before it, a system prompt among them, as ``LocalLVLM.chat`` takes
             them.
+        toolbox: the tools of a task; its answer is what has to be said and done, see
+            :func:`agents.told`.
         picture: what the items of one picture share, where they also count together: of MME, both
             questions about a picture have to be answered right (``accuracy_plus``).
     """
@@ -50,6 +53,7 @@ class Item:
     goal: str | None = None
     history: tuple[Message, ...] = ()
     picture: str | None = None
+    toolbox: Toolbox | None = None
 
     def pictures(self, limits: Limits | None = None) -> list[Picture]:
         """The pictures, decoded as intake does it.

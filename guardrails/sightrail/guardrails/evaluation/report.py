@@ -19,6 +19,7 @@ _RATES: Final = (
     "attack_success",
     "benign_accuracy",
     "accuracy_plus",
+    "task_success",
     "over_refusal",
     "flagged",
     "escalated",
@@ -38,8 +39,9 @@ class Row(BaseModel):
     Attributes:
         stack: the defences in front of it, or for `auroc` the score that detects.
         metric: `attack_success`, `over_refusal`, `benign_accuracy`, `accuracy_plus` (pictures all
-            of whose questions were answered right), `flagged`, `escalated` (what a cascade's second
-            detector looked at), `localisation`, `auroc`, `time_ratio`, `first_token_ratio`.
+            of whose questions were answered right), `task_success` (tasks with tools), `steps`
+            (the model's answers in one), `flagged`, `escalated` (what a cascade's second detector
+            looked at), `localisation`, `auroc`, `time_ratio`, `first_token_ratio`.
         group: which requests or scenes.
         value: the figure; shares and AUROCs in 0..1, ratios to the bare model.
         low: lower end of the 95 % interval.

@@ -332,6 +332,7 @@ def _count(task: _Task) -> tuple[list[Row], Counter[str]]:
             for item, answer, record in zip(items, answers, judged_as, strict=True):
                 tallies[part].add(item, as_judgement(record))
                 tallies[part].escalate(item, answer)
+                tallies[part].step(item, answer)
                 unjudged[record["why"]] += bool(record["why"])
     ordered = sorted(tallies, key=lambda part: part == _LOOK)
     return [row for part in ordered for row in tallies[part].rows()], +unjudged

@@ -68,6 +68,22 @@ def bounded_row(
     )
 
 
+def mean_row(stack: str, metric: str, group: str, values: Sequence[float]) -> Row:
+    """A mean with its normal 95 % interval."""
+    found = np.asarray(values, dtype=np.float64)
+    spread = 1.96 * found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    mean = float(found.mean())
+    return Row(
+        stack=stack,
+        metric=metric,
+        group=group,
+        value=mean,
+        low=mean - spread,
+        high=mean + spread,
+        n=len(found),
+    )
+
+
 def auroc(unsafe: Sequence[float], benign: Sequence[float]) -> tuple[float, float, float]:
     """AUROC of scores (higher is riskier) with a stratified bootstrap 95 % interval.
 

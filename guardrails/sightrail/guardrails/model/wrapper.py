@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from .local_lvlm import LocalLVLM
 
+    ModelField = LocalLVLM | str | Path
+else:
+    ModelField = Any  # pydantic reads annotations, and the model's module would load torch
+
 _LOADING = ("device", "dtype", "device_map", "quantization", "revision", "trust_remote_code")
 _VERBS = ("chat", "stream", "astream", "batch")
 
@@ -61,7 +65,7 @@ class LocalModelFields(StrictModel):
     what the fields mean.
     """
 
-    model: Any = Field(exclude=True)
+    model: ModelField = Field(exclude=True)
     guardrails: GuardrailsField = None
     policy: Policy | None = None
     limits: Limits | None = None

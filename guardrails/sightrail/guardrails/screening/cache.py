@@ -19,7 +19,7 @@ from ..errors import ConfigurationError, ImageError
 from ..intake import Limits, Picture, PictureSource, read_picture
 from ..intake.pictures import pixel_digest
 from ..verdict import Box, Verdict
-from .asking import LooksAgain, categories_of, checked_detector, shown_to, wants_request
+from .asking import Detector, LooksAgain, categories_of, checked_detector, shown_to, wants_request
 from .verdict_store import (
     ByteStore,
     KeyValueStore,
@@ -75,7 +75,7 @@ class CachedDetector:
 
     def __init__(
         self,
-        detector: Any,
+        detector: Detector,
         *,
         max_items: int = 512,
         max_batch: int = 32,
@@ -270,7 +270,7 @@ def _screened(detector: Any, batch: Sequence[_Request]) -> list[Verdict]:
 
 
 def _make(
-    detector: Any, max_items: int, max_batch: int, store: VerdictStore | None
+    detector: Detector, max_items: int, max_batch: int, store: VerdictStore | None
 ) -> CachedDetector:
     return CachedDetector(detector, max_items=max_items, max_batch=max_batch, store=store)
 

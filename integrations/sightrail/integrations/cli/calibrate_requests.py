@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sightrail.guardrails import Casa, Moras, Verdict
     from sightrail.guardrails.fitting import Example
     from sightrail.guardrails.guarantees import Drift
+    from sightrail.guardrails.screening.asking import Detector
     from sightrail.guardrails.verdict import Threshold
 
 _TOGETHER = 25
@@ -116,7 +117,9 @@ class Deciding:
         from sightrail.guardrails.fitting import identify
 
         looks = screens(self.stack)
-        detector: Any = load_detector(self.encoder, self.loading["device"]) if looks else Blind()
+        detector: Detector = (
+            load_detector(self.encoder, self.loading["device"]) if looks else Blind()
+        )
         supplies = Supplies(
             detector,
             artifacts_for(self.model, self.artifacts),

@@ -94,7 +94,7 @@ def _supplies(
     from sightrail.guardrails.screening.settings import ScreeningSettings
 
     own = None if settings.screening is None else ScreeningSettings.from_file(settings.screening)
-    detector: Any = Blind()  # an encoder takes seconds to load, and not every stack has one
+    detector: Detector = Blind()  # an encoder takes seconds to load, and not every stack has one
     if screens(settings.stack):
         made = RiskDetector.from_pretrained(
             settings.encoder, settings=own, limits=settings.limits, device=settings.device
