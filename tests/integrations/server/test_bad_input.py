@@ -255,6 +255,15 @@ def test_thousands_of_pictures_are_refused_and_cheap(local: str) -> None:
     assert alive(local)
 
 
+def test_megabytes_of_text_are_refused_and_cheap(local: str) -> None:
+    """Tokenizing them would take minutes, in which nobody else is answered."""
+    for text in ("word " * 4_000_000, "a" * 20_000_000):
+        body = {"model": "testbed", "messages": asked(text), "max_tokens": 1}
+        response = httpx.post(f"{local}/v1/chat/completions", json=body, timeout=120)
+        assert response.status_code == 400
+        assert "characters but the model's context is" in error_of(response)["message"]
+
+
 def test_size_slowness_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="sightrail.server")
     with (

@@ -6,7 +6,7 @@ import copy
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -60,6 +60,10 @@ class Prompt:
             for name, value in self.inputs.items()
         }
         return replace(self, inputs=moved)
+
+
+_CHARS_A_TOKEN: Final = 32
+"""No text has more, on average; single tokens may."""
 
 
 class PromptBuilder:
@@ -125,6 +129,7 @@ class PromptBuilder:
     def _process(
         self, processor: Any, texts: list[str], conversations: Sequence[Conversation]
     ) -> dict[str, torch.Tensor]:
+        self._check_size(texts)
         images = [conversation.images for conversation in conversations]
         arguments: dict[str, Any] = {"images": images} if any(images) else {}
         if len(texts) > 1:
@@ -152,6 +157,15 @@ class PromptBuilder:
         """
         begin: str | None = getattr(self._processor.tokenizer, "bos_token", None)
         return begin is not None and all(text.startswith(begin) for text in texts)
+
+    def _check_size(self, texts: Sequence[str]) -> None:
+        """Texts that cannot fit: to tokenize megabytes takes long, and holds others up."""
+        longest = max(map(len, texts))
+        if self._context_length is not None and longest > self._context_length * _CHARS_A_TOKEN:
+            raise PromptError(
+                f"The prompt has {longest} characters but the model's context is "
+                f"{self._context_length} tokens; shorten the text, or pass fewer tools."
+            )
 
     def _check_length(self, inputs: Mapping[str, torch.Tensor]) -> None:
         longest = int(inputs["attention_mask"].sum(dim=1).max())
