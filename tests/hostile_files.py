@@ -33,7 +33,7 @@ def _png_with(name: bytes, before: bytes) -> bytes:
     return plain[:33] + _chunk(name, before + zlib.compress(bytes(60 << 20))) + plain[33:]
 
 
-def _jpeg_of_scans(scans: int, side: int) -> bytes:
+def jpeg_of_scans(scans: int, side: int) -> bytes:
     """A progressive JPEG that says its last scan again and again, a pass over all pixels each."""
     plain = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True, quality=30)
     last = plain.rfind(b"\xff\xda")
@@ -72,8 +72,8 @@ BOMBS: dict[str, tuple[str | None, Callable[[], bytes | str]]] = {
         "too_large",
         lambda: encoded(Image.new("1", (9000, 9000)), "TIFF", compression="tiff_adobe_deflate"),
     ),
-    "a JPEG of 900 scans": ("too_large", lambda: _jpeg_of_scans(900, 2000)),
-    "a small JPEG of 900 scans": (None, lambda: _jpeg_of_scans(900, 64)),
+    "a JPEG of 900 scans": ("too_large", lambda: jpeg_of_scans(900, 2000)),
+    "a small JPEG of 900 scans": (None, lambda: jpeg_of_scans(900, 64)),
     "a TIFF that goes in a circle": (None, _endless_tiff),
     "compressed text in a PNG": ("not_an_image", lambda: _png_with(b"zTXt", b"k\0\0")),
     "international text in a PNG": ("not_an_image", lambda: _png_with(b"iTXt", b"k\0\1\0\0\0")),

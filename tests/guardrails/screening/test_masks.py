@@ -14,6 +14,7 @@ from sightrail.guardrails.carriers.loop import ask_again
 from sightrail.guardrails.policy import Policy, apply_policy
 from sightrail.guardrails.screening.regions import FILL, LOOKS, MARGIN, cover_regions, with_margin
 from sightrail.guardrails.verdict import Box, Region
+from sightrail.testbed.conversations import MASK_COLOUR
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS
 
@@ -79,6 +80,10 @@ def test_a_soft_edge_that_leaves_something_becomes_hard() -> None:
     assert len(second.crop(covers[0]).getcolors() or []) == 1
     assert applied.image is not None
     assert applied.image.tobytes() == second.tobytes()
+
+
+def test_the_model_of_the_testbed_learnt_what_masks_look_like() -> None:
+    assert MASK_COLOUR == FILL
 
 
 def test_a_monitor_covers_nothing_and_looks_once() -> None:
