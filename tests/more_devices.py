@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
+from accelerate import dispatch_model
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from sightrail.guardrails.model.families import text_tower
 
 
 class _Module:
@@ -166,3 +169,26 @@ def more_devices() -> Iterator[None]:
         yield
     finally:
         _module.count = 0
+
+
+def spread(model: Any) -> None:
+    """Half of the layers on one device, the rest and the head on another, as accelerate does."""
+    tower = text_tower(model, wanted_by="test")
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    late = {*tower.blocks[len(tower.blocks) // 2 :], tower.final_norm}
+    late |= {head} if head.weight is not words.weight else set()
+    inner = {*tower.blocks, *late}
+
+    def places(module: Any, name: str) -> dict[str, torch.device]:
+        if module in inner or not any(part in inner for part in module.modules()):
+            return {name: SECOND if module in late else FIRST}
+        parts = ((part, f"{name}.{key}".lstrip(".")) for key, part in module.named_children())
+        own = (f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False))
+        found = {key: where for part, path in parts for key, where in places(part, path).items()}
+        return {**found, **dict.fromkeys(own, FIRST)}
+
+    dispatch_model(model, places(model, ""), main_device=FIRST, force_hooks=True)
+    for module in model.modules():  # dispatch_model leaves what belongs to no smaller module
+        for key, weight in list(module.named_parameters(recurse=False)):
+            if weight.device.type == "cpu":
+                setattr(module, key, torch.nn.Parameter(weight.to(FIRST)))

@@ -94,6 +94,22 @@ _GEMMA = (
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
+#: GLM-4.5 and later: a name, and each argument between marks of its own.
+_GLM = (
+    "[gMASK]<sop>{% if tools %}<|system|>\nTools:\n{% for tool in tools %}{{ tool | tojson }}\n"
+    "{% endfor %}Write <tool_call> and </tool_call> around each call.{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'tool' %}<|observation|>\n"
+    "<tool_response>\n" + _PARTS + "\n</tool_response>"
+    "{% else %}<|{{ message['role'] }}|>\n"
+    + _PARTS
+    + "{% for call in message['tool_calls'] or [] %}"
+    "\n<tool_call>{{ call['function']['name'] }}\n"
+    "{% for key, value in call['function']['arguments'].items() %}<arg_key>{{ key }}</arg_key>\n"
+    "<arg_value>{{ value if value is string else value | tojson }}</arg_value>\n{% endfor %}"
+    "</tool_call>{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Tooled:
@@ -104,34 +120,84 @@ class Tooled:
         image: what stands for a picture.
         call: one call of (name, JSON of the arguments).
         between: what stands between two calls.
+        end: what ends an answer, beside the tokenizer's own end.
+        tagged: each argument stands between marks, in place of all of them in JSON.
     """
 
     template: str
     image: str
     call: str = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
     between: str = "\n"
+    end: str = "<|im_end|>"
+    tagged: bool = False
 
     def written(self, *calls: tuple[str, dict[str, Any]]) -> str:
         """Some calls as the model writes them."""
-        texts = ((name, json.dumps(given, ensure_ascii=False)) for name, given in calls)
-        return self.between.join(self.call % text for text in texts)
+        return self.between.join(self.call % (name, self._given(given)) for name, given in calls)
+
+    def _given(self, arguments: dict[str, Any]) -> str:
+        if not self.tagged:
+            return json.dumps(arguments, ensure_ascii=False)
+        return "".join(
+            f"<arg_key>{key}</arg_key>\n<arg_value>"
+            f"{value if isinstance(value, str) else json.dumps(value)}</arg_value>\n"
+            for key, value in arguments.items()
+        )
 
 
 _QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
+_GLM_FORM = Tooled(
+    _GLM,
+    "<|begin_of_image|><|image|><|end_of_image|>",
+    "<tool_call>%s\n%s</tool_call>",
+    end="<|user|>",
+    tagged=True,
+)
+#: Their released templates name no tools; what people set in their place is mostly Hermes.
+_SET = Tooled(_HERMES.replace("<|im_end|>", "{{ eos_token }}"), "<image>\n", end="</s>")
+_SET_IDEFICS = Tooled(
+    _HERMES.replace("<|im_end|>", "<end_of_utterance>"), "<image>", end="<end_of_utterance>"
+)
 TOOLED: dict[str, Tooled] = {
     "qwen2_5_vl": Tooled(_HERMES, _QWEN),
     "qwen3_vl": Tooled(_THINKING, _QWEN),
     "internvl": Tooled(_HERMES, "<IMG_CONTEXT>\n"),
     "llava_onevision": Tooled(_HERMES, "<image>\n"),
-    "mistral3": Tooled(_MISTRAL, "[IMG]", "[TOOL_CALLS]%s[ARGS]%s", ""),
-    "mllama": Tooled(_LLAMA, "<|image|>", '{"name": "%s", "parameters": %s}', "; "),
-    "llama4": Tooled(_LLAMA4, "<|image|>", '{"name": "%s", "parameters": %s}', "; "),
-    "pixtral": Tooled(_MISTRAL, "[IMG]", "[TOOL_CALLS]%s[ARGS]%s", ""),
-    "qwen2_vl": Tooled(_HERMES, _QWEN),
+    "mistral3": Tooled(_MISTRAL, "[IMG]", "[TOOL_CALLS]%s[ARGS]%s", "", "</s>"),
+    "mllama": Tooled(_LLAMA, "<|image|>", '{"name": "%s", "parameters": %s}', "; ", "<|eot_id|>"),
     "gemma3": Tooled(
-        _GEMMA, "<start_of_image>", "<start_function_call>call:%s%s<end_function_call>", ""
+        _GEMMA,
+        "<start_of_image>",
+        "<start_function_call>call:%s%s<end_function_call>",
+        "",
+        "<end_of_turn>",
+    ),
+    "qwen2_vl": Tooled(_HERMES, _QWEN),
+    "qwen3_vl_moe": Tooled(_THINKING, _QWEN),
+    "qwen2_5_omni": Tooled(_HERMES, "<|vision_bos|><|IMAGE|><|vision_eos|>"),
+    "internvl3_5": Tooled(_HERMES, "<IMG_CONTEXT>\n"),
+    "pixtral": Tooled(_MISTRAL, "[IMG]", "[TOOL_CALLS]%s[ARGS]%s", "", "</s>"),
+    "llama4": Tooled(_LLAMA4, "<|image|>", '{"name": "%s", "parameters": %s}', "; ", "<|eot|>"),
+    "glm4v": _GLM_FORM,
+    "glm4v_moe": _GLM_FORM,
+    "glm46v": _GLM_FORM,
+    "llava": _SET,
+    "llava_next": _SET,
+    "idefics3": _SET_IDEFICS,
+    "smolvlm": _SET_IDEFICS,
+    "gemma3n": Tooled(
+        _GEMMA,
+        "<image_soft_token>",
+        "<start_function_call>call:%s%s<end_function_call>",
+        "",
+        "<end_of_turn>",
     ),
 }
+#: Tried every day: one of each form. The others are left to the long suite.
+EVERYDAY = (
+    *("qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "mistral3", "mllama", "gemma3"),
+    *("glm4v", "llama4"),
+)
 
 
 @functools.cache
@@ -141,7 +207,9 @@ def tooled(family: str) -> Pair:
     shape = TOOLED[family]
     processor.chat_template = shape.template.replace("IMAGE", shape.image)
     _with_plain_bytes(processor.tokenizer)
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    tokenizer = processor.tokenizer
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(shape.end)}
+    model.generation_config.eos_token_id = sorted(ends)
     return model, processor
 
 

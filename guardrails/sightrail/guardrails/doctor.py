@@ -6,6 +6,7 @@ what to do about it. Nothing is changed on the model beyond what guardrails do t
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,16 @@ from transformers import LogitsProcessor
 
 from .casa.weights import safety_tokens
 from .davsp import VisualSafetyPrompt
-from .errors import SightrailError, UnsupportedModelError
+from .errors import ConfigurationError, SightrailError, UnsupportedModelError
 from .fitting.memory import peak_bytes
+from .model.chat_form import shaped, style_of, template_text
 from .model.families import is_known, text_tower
 from .model.interventions import INSIDE, Interventions
 from .model.local_lvlm import LocalLVLM
-from .model.messages import Conversation
+from .model.messages import Conversation, TextPart, Turn, end_tokens, read_messages
+from .model.template import render
+from .model.tool_calls import format_of
+from .model.tools import ToolCall, read_tools
 from .moras.passes import LastStates
 from .policy import Policy
 from .prefix import AttentiveCalibration, SafetyPrefix
@@ -46,6 +51,12 @@ _SIDES: Final[dict[str, tuple[slice, slice]]] = {
     "right": (slice(None), slice(-3, None)),
     "top": (slice(0, 3), slice(None)),
     "bottom": (slice(-3, None), slice(None)),
+}
+_EDGES: Final[dict[str, tuple[slice, slice]]] = {
+    "left": (slice(None), slice(0, 40)),
+    "right": (slice(None), slice(-40, None)),
+    "top": (slice(0, 40), slice(None)),
+    "bottom": (slice(-40, None), slice(None)),
 }
 _CLOSE: Final = 0.05
 """Logits of one model computed in two ways: half precision keeps three digits."""
@@ -286,14 +297,15 @@ def _doorway(lvlm: LocalLVLM) -> Finding:
 
 
 def _calibration(lvlm: LocalLVLM) -> Finding:
-    off, on = (
+    off, faint, on = (
         torch.stack(
             _run(lvlm, [SafetyPrefix(calibration=AttentiveCalibration(gamma=gamma))]).logits
         )
-        for gamma in (0.0, 0.5)
+        for gamma in (0.0, 1e-6, 0.5)
     )
     plain = torch.stack(_run(lvlm, [SafetyPrefix()]).logits)
-    same, moved = torch.equal(off, plain), not torch.equal(on[0], plain[0])
+    # Rows that are computed anew differ by rounding from the model's own, whatever is done to them.
+    same, moved = torch.equal(off, plain), not torch.equal(on[0], faint[0])
     return _finding(
         "calibration",
         same and moved,
@@ -349,51 +361,128 @@ def _head(lvlm: LocalLVLM) -> Finding:
 def _tokens(lvlm: LocalLVLM) -> Finding:
     if not is_known(lvlm.model):
         raise RuntimeError("the family is not known")
-    pair = safety_tokens(lvlm._host)
-    return Finding("casa: safety tokens", "ok", f"ids {pair} are to spare")
+    try:
+        told = f"ids {safety_tokens(lvlm._host)} are to spare"
+    except ConfigurationError as error:
+        remedy = "Name two tokens that never begin an answer: sightrail fit casa --tokens A B."
+        return Finding("casa: safety tokens", "does not hold", str(error), remedy)
+    return Finding("casa: safety tokens", "ok", told)
 
 
 def _picture_seen(lvlm: LocalLVLM) -> Finding:
-    images = getattr(lvlm.processor, "image_processor", None)
-    crops = bool(getattr(images, "do_center_crop", False))
-    padded = bool(getattr(images, "do_pad", False))
+    """Repaint each edge of a wide and of a high picture: the processor's pixels have to change."""
+    lost = []
+    for name, (width, height), sides in (
+        ("wide", (480, 160), ("left", "right")),
+        ("high", (160, 480), ("top", "bottom")),
+    ):
+        picture = _ask(width=width, height=height)[0]["content"][0]["image"]
+        plain = _pixels(lvlm, picture)
+        for side in sides:
+            pixels = np.asarray(picture).copy()
+            pixels[_EDGES[side]] = 255 - pixels[_EDGES[side]]
+            other = _pixels(lvlm, Image.fromarray(pixels))
+            lost += [f"the {side} of a {name} one"] if all(map(torch.equal, plain, other)) else []
     return _finding(
         "picture",
-        not crops or padded,
-        "the processor cuts the middle out of a picture: of one twice as wide as high, half is "
-        "not seen"
-        if crops and not padded
+        not lost,
+        f"the processor cuts the middle out of a picture: not seen are {', '.join(lost)}"
+        if lost
         else "the processor shows the whole picture",
-        "Screening looks at the whole, so it may flag what the model cannot see. Pad pictures to "
-        "squares (LlavaImageProcessor(do_pad=True)), and use borders with fixed sizing.",
+        "Screening looks at the whole, so it may flag what the model cannot see (such regions say "
+        "cut_off). Pad pictures to squares (model.preprocessing.padded_to_square), and use borders "
+        "with fixed sizing.",
     )
 
 
 def _tools(lvlm: LocalLVLM) -> Finding:
-    ask = [{"role": "user", "content": [{"type": "text", "text": _QUESTION}]}]
-    tool = {
-        "type": "function",
-        "function": {
-            "name": "look_up_the_weather",
-            "description": "The weather.",
-            "parameters": {"type": "object", "properties": {}},
-        },
-    }
-    text = str(lvlm.processor.apply_chat_template(ask, tools=[tool], tokenize=False))
+    """Whether the template names a tool, and whether a call in its own form is read back."""
+    style = style_of(lvlm.processor)
+    if not style.declares:
+        return Finding(
+            "tools",
+            "does not hold",
+            "the chat template leaves out tools",
+            "This model cannot be told of tools by its template; set processor.chat_template to "
+            "one that can, or choose another model.",
+        )
+    asked = replace(read_messages(_QUESTION), tools=read_tools([_TOOL]))
+    written = _written_call(lvlm, asked, thinks=style.thinks, turns=style.turns)
+    reader = lvlm._host.reader(asked, None)
+    assert reader is not None, "there are tools"
+    tokens = lvlm.processor.tokenizer.encode(written, add_special_tokens=False)
+    ends = {*end_tokens(lvlm.model.generation_config), lvlm.processor.tokenizer.eos_token_id}
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    read = reader.end(lvlm._host.decode(tokens[:end], reader)).calls
+    form = "its template's own form" if style.turns else "the form that is taken for it"
     return _finding(
         "tools",
-        "look_up_the_weather" in text,
-        "the chat template " + ("names" if "look_up" in text else "leaves out") + " tools",
-        "This model cannot be told of tools by its template; choose one whose template can.",
+        read == (_CALL,),
+        f"the chat template names tools; a call in {form} is "
+        + ("read back" if read == (_CALL,) else f"read as {len(read)} calls: {written[:120]!r}"),
+        "Say in tokenizer.response_template how this model writes its calls, or ask for a "
+        "structured answer with response_format.",
     )
 
 
+_TOOL: Final = {
+    "name": "look_up_the_weather",
+    "description": "The weather.",
+    "parameters": {
+        "type": "object",
+        "properties": {"town": {"type": "string"}, "days": {"type": "integer"}},
+    },
+}
+_CALL: Final = ToolCall("look_up_the_weather", {"town": "Oslo", "days": 3})
+
+
+def _written_call(lvlm: LocalLVLM, asked: Conversation, *, thinks: bool, turns: bool) -> str:
+    """A call as this model is to write it, and whatever its template puts behind the call."""
+    if not turns:
+        form = format_of(template_text(lvlm.processor)).forced
+        arguments = json.dumps(_CALL.arguments)
+        inner = f'{{"name": "{_CALL.name}", "{form.arguments}": {arguments}}}'
+        call = f"{_CALL.name}{form.named}{arguments}" if form.named else inner
+        return form.before + (f"[{call}]" if form.listed else call) + form.after
+    called = Turn("assistant", (TextPart(""),), calls=(_CALL,))
+    result = Turn("tool", (TextPart("Sunny."),), call_id=_CALL.id, name=_CALL.name)
+    prompt = render(lvlm.processor, asked)
+    whole = render(
+        lvlm.processor,
+        shaped(lvlm.processor, replace(asked, turns=(*asked.turns, called, result))),
+    )
+    prompt = prompt.rstrip().removesuffix("<think>") if thinks else prompt
+    begun = next((n for n, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), None)
+    begun = min(len(prompt), len(whole)) if begun is None else begun
+    return ("</think>" if thinks else "") + whole[begun:]
+
+
 def _placement(lvlm: LocalLVLM) -> Finding:
-    devices = sorted({str(weight.device) for weight in lvlm.model.parameters()})
-    formats = sorted({str(weight.dtype) for weight in lvlm.model.parameters()})
-    size = sum(weight.numel() * weight.element_size() for weight in lvlm.model.parameters())
+    weights = dict(lvlm.model.named_parameters())
+    devices = sorted({str(weight.device) for weight in weights.values()})
+    formats = sorted({str(weight.dtype) for weight in weights.values()})
+    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    broken = [
+        name
+        for name, weight in weights.items()
+        if weight.is_floating_point()
+        and weight.device.type != "meta"
+        and not bool(weight.detach().isfinite().all())
+    ]
+    hooked = any(getattr(module, "_hf_hook", None) is not None for module in lvlm.model.modules())
+    nowhere = [name for name, weight in weights.items() if weight.is_meta and not hooked]
     detail = f"{size / 2**30:.2f} GiB in {', '.join(formats)} on {', '.join(devices)}"
-    return Finding("placement", "ok", detail)
+    if broken:
+        detail += f"; {len(broken)} weights hold no numbers, such as {broken[0]}"
+    if nowhere:
+        detail += f"; {len(nowhere)} weights were never loaded, such as {nowhere[0]}"
+    return _finding(
+        "placement",
+        not broken and not nowhere,
+        detail,
+        "The checkpoint is broken, or was loaded in part; download it anew and load it with "
+        "LocalLVLM.from_pretrained.",
+    )
 
 
 def _cost(lvlm: LocalLVLM) -> Finding:

@@ -17,7 +17,7 @@ from decision_helpers import untrained
 from defences import REFUSED
 from lvlm_helpers import ROWS, Recorder
 from moras_helpers import moras
-from more_devices import FIRST, SECOND, more_devices
+from more_devices import FIRST, SECOND, more_devices, spread
 from sightrail.guardrails.errors import (
     ArtifactError,
     ConfigurationError,
@@ -25,7 +25,6 @@ from sightrail.guardrails.errors import (
     UnsupportedModelError,
 )
 from sightrail.guardrails.model import LocalLVLM
-from sightrail.guardrails.model.families import text_tower
 from sightrail.guardrails.model.loading import load_model
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
 from tiny_models import Pair, every_family, fresh, tiny
@@ -102,29 +101,6 @@ def test_weights_that_are_fetched_when_needed(family: str, kind: str) -> None:
     found, here = logits(lvlm)
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
     assert [answer.text for answer in found] == [answer.text for answer in expected]
-
-
-def spread(model: Any) -> None:
-    """Half of the layers on one device, the rest and the head on another, as accelerate does."""
-    tower = text_tower(model, wanted_by="test")
-    head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    late = {*tower.blocks[len(tower.blocks) // 2 :], tower.final_norm}
-    late |= {head} if head.weight is not words.weight else set()
-    inner = {*tower.blocks, *late}
-
-    def places(module: Any, name: str) -> dict[str, torch.device]:
-        if module in inner or not any(part in inner for part in module.modules()):
-            return {name: SECOND if module in late else FIRST}
-        parts = ((part, f"{name}.{key}".lstrip(".")) for key, part in module.named_children())
-        own = (f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False))
-        found = {key: where for part, path in parts for key, where in places(part, path).items()}
-        return {**found, **dict.fromkeys(own, FIRST)}
-
-    dispatch_model(model, places(model, ""), main_device=FIRST, force_hooks=True)
-    for module in model.modules():  # dispatch_model leaves what belongs to no smaller module
-        for key, weight in list(module.named_parameters(recurse=False)):
-            if weight.device.type == "cpu":
-                setattr(module, key, torch.nn.Parameter(weight.to(FIRST)))
 
 
 @pytest.mark.shows("device map")

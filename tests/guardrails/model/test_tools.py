@@ -24,10 +24,14 @@ from sightrail.guardrails.model.messages import read_messages
 from sightrail.guardrails.model.template import render, render_marked
 from sightrail.guardrails.model.tools import Tool, ToolCall, read_tool_choice, read_tools
 from sightrail.guardrails.moras.passes import asking, question
+from tiny_models import FAMILIES as EVERY_FAMILY
 from tiny_models import tiny
-from tool_templates import LOOK, SAVE, TOOLED, TOOLS, Says, looked, tooled
+from tool_templates import EVERYDAY, LOOK, SAVE, TOOLED, TOOLS, Says, looked, tooled
 
-FAMILIES = sorted(TOOLED)
+FAMILIES = [
+    family if family in EVERYDAY else pytest.param(family, marks=pytest.mark.long)
+    for family in sorted(TOOLED)
+]
 SHORT = {"max_new_tokens": 5}
 SEEN = [{"type": "image", "image": picture(4)}, {"type": "text", "text": "A photo."}]
 
@@ -60,7 +64,7 @@ def test_the_template_gets_tools_calls_results_and_pictures(family: str) -> None
 
 
 def test_templates_differ_and_each_is_found_out() -> None:
-    styles = {family: style_of(tooled(family)[1]) for family in FAMILIES}
+    styles = {family: style_of(tooled(family)[1]) for family in EVERYDAY}
     assert styles["internvl"].pictures == "inside"
     assert styles["internvl"].parallel
     assert styles["mistral3"].pictures == "after"
@@ -70,6 +74,10 @@ def test_templates_differ_and_each_is_found_out() -> None:
     assert styles["qwen3_vl"].thinks
     assert not styles["qwen2_5_vl"].thinks
     assert not style_of(tiny("llava")[1]).declares
+
+
+def test_each_family_has_a_template_with_tools() -> None:
+    assert set(TOOLED) == set(EVERY_FAMILY)
 
 
 def test_a_style_follows_the_template_that_is_set() -> None:
@@ -165,7 +173,8 @@ def test_a_step_is_told_from_a_request() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calls_come_back_whole_streamed_and_in_batches(family: str) -> None:
     text = TOOLED[family].written(("look", {"photo": 3}), ("save", {"note": "A < b"}))
-    text = f"so</think>{text}" if family == "qwen3_vl" else text
+    thinks = style_of(tooled(family)[1]).thinks
+    text = f"so</think>{text}" if thinks else text
     lvlm = saying(family, text)
     asked: dict[str, Any] = {"tools": TOOLS, "max_new_tokens": 200}
     answer = lvlm.chat("What is in photo 3?", **asked)
@@ -174,7 +183,7 @@ def test_calls_come_back_whole_streamed_and_in_batches(family: str) -> None:
         ToolCall("save", {"note": "A < b"}),
     )
     assert (answer.text, answer.finish_reason) == ("", "tool_calls")
-    assert answer.reasoning == ("so" if family == "qwen3_vl" else "")
+    assert answer.reasoning == ("so" if thinks else "")
     *pieces, last = lvlm.stream("What is in photo 3?", **asked)
     assert last.answer == answer
     assert [call for piece in pieces for call in piece.tool_calls] == list(answer.tool_calls)

@@ -291,12 +291,13 @@ def read_calls(body: str) -> list[AnyCall]:
     """The calls in a piece of text, in whatever form it is; none where it is no call at all.
 
     Known are JSON (one call, a list, several one after the other), ``name[ARGS]{...}``,
-    ``<function=name><parameter=key>value</parameter></function>``, ``call:name{...}`` and Python.
+    ``<function=name><parameter=key>value</parameter></function>``,
+    ``name<arg_key>key</arg_key><arg_value>value</arg_value>``, ``call:name{...}`` and Python.
     """
     text = _unfenced(body)
     if len(text) > _LONGEST:
         return [InvalidToolCall(None, text[:200], f"longer than {_LONGEST} characters")]
-    for read in (_function_tags, _named, _json_values, _python):
+    for read in (_function_tags, _argument_tags, _named, _json_values, _python):
         try:
             if calls := list(read(text)):
                 return calls
@@ -317,6 +318,9 @@ _FUNCTION: Final = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|\Z)", re
 _PARAMETER: Final = re.compile(
     r"<parameter=([^>\n]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL
 )
+_TAGGED: Final = re.compile(
+    r"<arg_key>\s*(.*?)\s*</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL
+)
 _QUOTES: Final = re.compile(r'<\|"\|>(.*?)<\|"\|>|<escape>(.*?)<escape>', re.DOTALL)
 _BARE_KEY: Final = re.compile(r"(?<=[{,])\s*(\w+)\s*:")
 _NAME_IN: Final = re.compile(r'"name"\s*:\s*"([^"\\\n]{1,128})"')
@@ -326,6 +330,13 @@ def _function_tags(text: str) -> Iterator[AnyCall]:
     for name, inside in _FUNCTION.findall(text):
         arguments = {key: _value(value) for key, value in _PARAMETER.findall(inside)}
         yield ToolCall(name.strip(), arguments)
+
+
+def _argument_tags(text: str) -> Iterator[AnyCall]:
+    """GLM's form: a name, and then each argument's key and value between marks of their own."""
+    head, mark, _ = text.partition("<arg_key>")
+    if mark and (name := head.strip()) and not name.startswith(("{", "[")):
+        yield ToolCall(name, {key: _value(value) for key, value in _TAGGED.findall(text)})
 
 
 def _value(text: str) -> Any:
