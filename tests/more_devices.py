@@ -42,6 +42,9 @@ class _Module:
     def manual_seed_all(self, seed: int) -> None:
         """Draws are the CPU's."""
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
 
 # torch keeps this place for the devices of others; it can be filled from Python.
 _module = _Module()

@@ -141,7 +141,7 @@ class CasaLearner:
                 f"The text tower has no linear maps called {', '.join(settings.targets)}."
             )
         doorway.install(tower, host.model, hidden_states=True, linear=maps)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fit.seed)
             self.attention = SafetyAttention(channels, settings.heads, settings.width)
             self._pairs: Pairs = {
