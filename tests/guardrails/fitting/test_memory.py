@@ -17,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fit_helpers import CASA, DAVSP, EXAMPLES, PROTOTYPES, lvlm_of
+from more_devices import more_devices, spread
 from repository import environment
 from sightrail.guardrails import AttentiveCalibration, FitData, LocalLVLM, fit
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
@@ -82,6 +83,22 @@ def test_every_fit_works_on_a_base_in_half_precision(family: str, dtype: torch.d
     border = border_of(lvlm)
     assert float((border - 120).abs().max()) >= 8
     assert {p.dtype for p in lvlm.model.parameters()} == {dtype}
+
+
+def test_moras_is_fitted_over_two_devices() -> None:
+    """Gradients cannot be tried there: torch makes a thread a device, and none for a second one."""
+    settings, data = MorasSettings(context_tokens=3), FitData(EXAMPLES, prototypes=PROTOTYPES)
+    whole = lvlm_of("qwen2_vl")
+    model, processor = fresh("qwen2_vl")
+    with more_devices():
+        spread(model)
+        lvlm = LocalLVLM(model, processor, name="qwen2_vl", gather=False)
+        found = fit("moras", lvlm, data, settings).artifact
+    expected = fit("moras", whole, data, settings).artifact
+    prototypes = found.tensors["prototypes"]
+    torch.testing.assert_close(prototypes, expected.tensors["prototypes"], rtol=1e-4, atol=1e-4)
+    base = expected.manifest.settings["base"]
+    assert found.manifest.settings["base"] == pytest.approx(base, abs=1e-4)
 
 
 def with_adapters() -> LocalLVLM:
