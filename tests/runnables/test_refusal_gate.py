@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
@@ -13,6 +13,7 @@ from langchain_core.runnables import RunnableLambda
 
 from sightrail.guardrails import Casa, LocalLVLM, Policy, RequestRefused
 from sightrail.guardrails.errors import PromptError
+from sightrail.guardrails.testing import StubDetector
 from sightrail.runnables import ChatLVLM, RefusalGate, read_marker
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS
@@ -104,6 +105,19 @@ async def test_batches_streams_and_async_twins_agree(gate: RefusalGate) -> None:
     assert list(chain.stream(SAFE)) == [f"answered {SAFE}"]
     (refusal,) = [chunk async for chunk in chain.astream(UNSAFE)]
     assert refusal.response_metadata["refused"]
+
+
+@pytest.mark.parametrize("action", ["mask", "drop", "refuse"])
+def test_a_picture_that_would_have_to_be_changed_does_not_pass(
+    lvlm: LocalLVLM, action: Literal["mask", "drop", "refuse"]
+) -> None:
+    reached: list[Any] = []
+    screened = lvlm.with_guardrails([StubDetector(True)], policy=Policy(on_flagged=action))
+    chain = RefusalGate(model=screened).guard(RunnableLambda(reached.append))
+    answer = chain.invoke([pictured("cat")])
+    assert isinstance(answer, AIMessage)
+    assert answer.response_metadata["refused"]
+    assert not reached
 
 
 def test_one_unreadable_request_does_not_spoil_the_batch(gate: RefusalGate) -> None:

@@ -34,6 +34,9 @@ else:
 
 Outcome = tuple[Verdict, ...] | SightrailError
 
+_UNSAFE = frozenset({"mask", "drop", "refuse", "raise"})
+"""A gate changes nothing in a request, so what would have to be masked or dropped does not pass."""
+
 
 class RefusalGate(StrictModel, CheckedRunnable[Any, Any], extra="forbid"):
     """Ask a guarded local model whether a request is safe, and let only safe ones through.
@@ -46,7 +49,9 @@ class RefusalGate(StrictModel, CheckedRunnable[Any, Any], extra="forbid"):
         ``RefusalGate(model=lvlm).guard(prompt | hosted_model | parser)``
 
     The local model reads the request once and writes nothing. What it finds is decided by its
-    guardrails, such as ``Casa``; pictures are screened as well if a detector is among them. Where
+    guardrails, such as ``Casa``; pictures are screened as well if a detector is among them. A gate
+    passes requests on as they are: one with a picture that the policy would mask or drop is refused
+    (``ScreenImages`` covers pictures). Where
     the model's policy says ``raise``, an exception takes the place of the refusal; where it says
     ``allow`` or monitors, everything passes, and the verdicts are on the traced run.
 
@@ -146,7 +151,7 @@ class RefusalGate(StrictModel, CheckedRunnable[Any, Any], extra="forbid"):
             raise outcome
         note_on_run(type(self).__name__, outcome)
         actions = {verdict.action for verdict in outcome}
-        if self._lvlm.policy.monitor or not actions & {"refuse", "raise"}:
+        if self._lvlm.policy.monitor or not actions & _UNSAFE:
             return is_refused(_messages(request))
         if "raise" in actions:
             said = next(verdict for verdict in outcome if verdict.action == "raise")
