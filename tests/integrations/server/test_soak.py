@@ -30,18 +30,6 @@ from serve_helpers import Scripted, asked, drawn_request, events, scripted, serv
 SECONDS = float(os.environ.get("SIGHTRAIL_SOAK_S", "60"))
 CLIENTS = 16
 CHAT = "/v1/chat/completions"
-SHAPE = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "shape",
-        "schema": {
-            "type": "object",
-            "properties": {"seen": {"enum": ["nothing", "something"]}},
-            "required": ["seen"],
-            "additionalProperties": False,
-        },
-    },
-}
 
 
 @pytest.mark.long
@@ -139,7 +127,6 @@ class Soak:
         self.kinds: dict[str, Callable[[str, int], str]] = {
             "whole": self._whole,
             "stream": self._streamed,
-            "structured": self._structured,
             "hostile picture": self._broken_picture,
             "hostile request": self._hostile,
             "hang-up": self._hang_up,
@@ -148,7 +135,6 @@ class Soak:
             "upstream failure": self._upstream_failure,
         }
         self._lock = threading.Lock()
-        self._shaped: dict[int, str] = {}
         self._asked = []
         for group, number in itertools.product(("benign", "object"), range(4)):
             url, question = drawn_request(group, number)
@@ -208,14 +194,6 @@ class Soak:
         told = events(self.post(address, self._asked[row], stream=True))
         text = "".join(e["choices"][0]["delta"].get("content") or "" for e in told[:-1])
         return "" if text == self._known[row] else f"{text!r} for {self._known[row]!r}"
-
-    def _structured(self, address: str, row: int) -> str:
-        body = {**self._asked[row], "max_tokens": 64, "response_format": SHAPE}
-        text = self.post(address, body).json()["choices"][0]["message"]["content"]
-        self._shaped.setdefault(row, text)
-        if text != self._shaped[row]:
-            return f"{text!r} for {self._shaped[row]!r}"
-        return "" if json.loads(text).keys() == {"seen"} else text
 
     def _broken_picture(self, address: str, row: int) -> str:
         broken = asked("what?", "data:image/png;base64,AAAA")
