@@ -317,3 +317,13 @@ async def test_an_async_stream_ends_when_its_caller_says_so(lvlm: LocalLVLM) -> 
 def no_thread_is_left() -> Iterator[None]:
     yield
     assert not _stream_threads()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"repetition_penalty": 2}, {"temperature": 1, "seed": 3}, {"length_penalty": 1}]
+)
+def test_a_whole_number_does_where_a_fraction_does(
+    lvlm: LocalLVLM, setting: dict[str, Any]
+) -> None:
+    as_float = {k: float(v) if k != "seed" else v for k, v in setting.items()}
+    assert lvlm.chat(ASK, **setting, **SHORT).text == lvlm.chat(ASK, **as_float, **SHORT).text

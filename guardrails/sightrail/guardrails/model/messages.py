@@ -457,6 +457,13 @@ class GenerationOptions:
         return {**self.extra, "min_new_tokens": least + more} if least and more else {**self.extra}
 
 
+_FRACTIONS: Final = frozenset(
+    {"repetition_penalty", "encoder_repetition_penalty", "length_penalty", "diversity_penalty"}
+    | {"min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+)
+"""What transformers takes as a float alone; JSON writes 2 for 2.0."""
+
+
 def read_options(stop: Sequence[str] | str = (), **settings: Any) -> GenerationOptions:
     """Sort keyword arguments into named settings and ``extra``.
 
@@ -465,7 +472,11 @@ def read_options(stop: Sequence[str] | str = (), **settings: Any) -> GenerationO
     """
     named = {"max_new_tokens", "temperature", "top_p", "top_k", "seed", "grammar"}
     own = {key: value for key, value in settings.items() if key in named}
-    extra = {key: value for key, value in settings.items() if key not in named}
+    extra = {
+        key: float(value) if key in _FRACTIONS and type(value) is int else value
+        for key, value in settings.items()
+        if key not in named
+    }
     texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
     return GenerationOptions(stop=texts, extra=extra, **own)
 
