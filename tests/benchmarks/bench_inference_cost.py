@@ -270,9 +270,10 @@ def measure(name: str, size: tuple[int, int, int]) -> list[Measured]:
     lvlm = a_model(name, *size)
     found = []
     question = user("What is in the image?", picture(1, width=672, height=672))
-    inside = f"{type(lvlm.model).__name__}.model." + (
-        "vision_tower" if name.startswith("LLaVA") else "visual"
-    )
+    tower = vision_of(lvlm.model)
+    inner = next(key for key, part in lvlm.model.named_modules() if part is tower)
+    # It runs by itself where pictures are encoded before the model is called.
+    places = (f"{type(lvlm.model).__name__}.{inner}", type(tower).__name__)
     for defence, guards in stacks(lvlm).items():
         guarded = lvlm.with_guardrails(guards)
 
@@ -289,7 +290,8 @@ def measure(name: str, size: tuple[int, int, int]) -> list[Measured]:
         for tokens in SHORT:
             with FlopCounterMode(display=False) as counter:
                 work(tokens)
-            looked = sum(counter.get_flop_counts().get(inside, {}).values())
+            told = counter.get_flop_counts()
+            looked = sum(sum(told.get(place, {}).values()) for place in places)
             counts.append(counter.get_total_flops() - looked)
         found.append(
             Measured(
