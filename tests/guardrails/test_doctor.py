@@ -104,7 +104,7 @@ def calibration_at_rest(model: Any, processor: Any, patch: pytest.MonkeyPatch) -
 
 PLANTED: dict[str, tuple[str, Callable[..., None], set[str]]] = {
     "two BOS": ("pixtral", two_bos, {"prompt"}),
-    "spans of others": ("pixtral", moved_spans, {"spans"}),
+    "spans of others": ("pixtral", moved_spans, {"spans", "calibration"}),
     "hooks removed": ("pixtral", no_hooks, {"doorway", "moras: LM head"}),
     "calibration at rest": ("pixtral", calibration_at_rest, {"calibration"}),
     "cached != uncached": ("pixtral", cache_counts, {"cache"}),

@@ -23,6 +23,7 @@ from sightrail.guardrails.davsp import Frame
 from sightrail.guardrails.davsp.border import Sizing, inner_box
 from sightrail.guardrails.evaluation.answers import ask, judged
 from sightrail.guardrails.fitting import identify
+from sightrail.guardrails.model.preprocessing import cuts_out
 from sightrail.testbed.judge import ExactJudge
 from sightrail.testbed.source import draw_items
 from tiny_models import tiny
@@ -43,7 +44,7 @@ def logits(lvlm: LocalLVLM, guards: list[Any], messages: Any) -> torch.Tensor:
 
 def test_a_relative_border_is_the_same_as_bordering_by_hand(family: str) -> None:
     lvlm, guard = LocalLVLM(*tiny(family)), border("relative")
-    if getattr(lvlm.processor.image_processor, "do_center_crop", False):
+    if cuts_out(lvlm.processor.image_processor):
         with pytest.raises(UnsupportedModelError, match="fixed"):
             lvlm.with_guardrails([guard])
         return

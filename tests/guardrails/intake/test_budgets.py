@@ -71,6 +71,7 @@ def test_a_request_of_the_largest_pictures_keeps_to_the_memory_that_is_promised(
     assert found == [None, None, "too_large", "too_large"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_work_that_nobody_waits_for_any_longer_ends() -> None:
     begun, over = threading.Event(), threading.Event()
 

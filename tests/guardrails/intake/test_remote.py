@@ -294,6 +294,7 @@ def test_fetches_share_the_bytes_and_the_deadline_of_their_request(
     assert time.monotonic() - started < 4  # each alone may take five seconds
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_does_not_wait_for_a_server_that_is_silent(
     server: Server, world: World
 ) -> None:
