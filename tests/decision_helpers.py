@@ -12,9 +12,8 @@ from lvlm_helpers import Recorder
 from sightrail.guardrails.casa import Casa
 from sightrail.guardrails.casa.adapter import Adapter, adapted_maps
 from sightrail.guardrails.casa.fit import fitting_host, method_settings
-from sightrail.guardrails.casa.fit_settings import FitSettings
 from sightrail.guardrails.casa.safety_attention import SafetyAttention
-from sightrail.guardrails.casa.settings import CasaSettings
+from sightrail.guardrails.casa.settings import CasaSettings, FitSettings
 from sightrail.guardrails.casa.weights import CasaWeights, pack
 from sightrail.guardrails.evidence import Evidence
 from sightrail.guardrails.fitting import Artifact, Manifest, identify

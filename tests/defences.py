@@ -29,7 +29,7 @@ from sightrail.guardrails.model import Answer, LocalLVLM
 from sightrail.guardrails.model.families import text_tower
 from sightrail.guardrails.model.interventions import Interventions
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
-from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
+from sightrail.guardrails.prefix.safety_prefix import resolve_layers
 from tiny_models import Pair, fresh, tiny
 
 TOKENS = 5

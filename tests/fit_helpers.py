@@ -8,7 +8,7 @@ import torch
 
 from lvlm_helpers import picture
 from sightrail.guardrails import Example, LocalLVLM
-from sightrail.guardrails.casa.fit_settings import FitSettings
+from sightrail.guardrails.casa.settings import FitSettings
 from sightrail.guardrails.davsp import DavspSettings
 from tiny_models import fresh
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from sightrail.guardrails import LocalLVLM
 from sightrail.integrations.server import ServerSettings, create_app
-from sightrail.integrations.server.running import server_for
+from sightrail.integrations.server.app import server_for
 from sightrail.testbed.source import as_messages, draw_requests
 
 

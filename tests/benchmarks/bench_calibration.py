@@ -35,7 +35,7 @@ from sightrail.guardrails.model.messages import GenerationOptions
 from sightrail.guardrails.model.prompt import Prompt
 from sightrail.guardrails.model.template import Spans
 from sightrail.guardrails.prefix import AttentiveCalibration, SafetyPrefix
-from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
+from sightrail.guardrails.prefix.safety_prefix import resolve_layers
 
 CALIBRATION = AttentiveCalibration()
 WAYS = ("bare", "inert", "calibrated", "dense")

@@ -43,7 +43,7 @@ from lvlm_helpers import picture
 from sightrail.guardrails import Example, FitData, LocalLVLM
 from sightrail.guardrails.casa.fit import fitting_host, method_settings
 from sightrail.guardrails.casa.fit_rows import Batches, Row
-from sightrail.guardrails.casa.fit_settings import FitSettings
+from sightrail.guardrails.casa.settings import FitSettings
 from sightrail.guardrails.casa.training import CasaLearner
 from sightrail.guardrails.davsp import DavspSettings
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss

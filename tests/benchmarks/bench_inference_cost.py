@@ -53,7 +53,7 @@ from lvlm_helpers import picture, user
 from moras_helpers import artifact
 from sightrail.guardrails import AttentiveCalibration, LocalLVLM, Policy, SafetyPrefix
 from sightrail.guardrails.casa.fit import fitting_host, method_settings
-from sightrail.guardrails.casa.fit_settings import FitSettings
+from sightrail.guardrails.casa.settings import FitSettings
 from sightrail.guardrails.model.families import text_tower
 from sightrail.guardrails.moras import Moras, MorasSettings
 from sightrail.guardrails.screening.encoder import crop_levels

@@ -35,7 +35,7 @@ from sightrail.guardrails.model.preprocessing import padded_to_square
 from sightrail.guardrails.model.prompt import PromptBuilder
 from sightrail.guardrails.model.template import text_ranges
 from sightrail.guardrails.prefix import instruction_rows
-from sightrail.guardrails.prefix.attentive_calibration import calibrate_logits
+from sightrail.guardrails.prefix.instruction_rows import calibrate_logits
 from sightrail.guardrails.testing import StubDetector, StubGuardrail
 from sightrail.integrations.cli.app import app
 from sightrail.testbed.picture_judge import judge_profile

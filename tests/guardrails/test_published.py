@@ -22,7 +22,7 @@ from sightrail.guardrails import (
     ScreeningSettings,
 )
 from sightrail.guardrails.casa.safety_attention import unsafe_logit
-from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
+from sightrail.guardrails.prefix.safety_prefix import resolve_layers
 from sightrail.guardrails.published import Source
 from sightrail.guardrails.screening.concepts import ConceptBank
 from sightrail.guardrails.screening.regions import find_regions

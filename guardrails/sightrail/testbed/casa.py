@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from sightrail.guardrails.casa.fit_settings import FitSettings
+from sightrail.guardrails.casa.settings import FitSettings
 from sightrail.guardrails.fitting import FitData
 
 from .fit_data import Group, draw_examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sightrail.guardrails.prefix.attentive_calibration import AttentiveCalibration
+from sightrail.guardrails.prefix.safety_prefix import AttentiveCalibration
 
 CALIBRATION: Final = AttentiveCalibration(gamma=0.07, rule="product", band=(0.0, 2 / 3))
 """Chosen on the testbed's calibration split (tests/benchmarks/sweep_calibration.py): least attack

@@ -25,9 +25,8 @@ from sightrail.guardrails.carriers.conversation import answered, refused_for_goo
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.model.screening_step import ScreenedConversation
-from sightrail.guardrails.model.wrapper import LocalModelFields
 from sightrail.guardrails.policy import Policy
-from sightrail.guardrails.strict import fingerprint
+from sightrail.guardrails.strict import LocalModelFields, fingerprint
 from sightrail.guardrails.verdict import Verdict
 
 from .held_calls import brings_unsafe, held_fields

@@ -16,7 +16,7 @@ from lvlm_helpers import picture
 from sightrail.guardrails import AttentiveCalibration, Casa, LocalLVLM
 from sightrail.guardrails.casa.fit import fit_casa, fitting_host
 from sightrail.guardrails.casa.fit_rows import Batches, Row, Tail, draw_tail, join, make_rows
-from sightrail.guardrails.casa.fit_settings import FitSettings
+from sightrail.guardrails.casa.settings import FitSettings
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.fitting import Example, FitData, Fitted
 from sightrail.guardrails.fitting.run import FitRun

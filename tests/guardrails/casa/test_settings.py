@@ -13,8 +13,7 @@ from decision_helpers import untrained
 from lvlm_helpers import ROWS
 from sightrail.guardrails import AttentiveCalibration, Casa, LocalLVLM
 from sightrail.guardrails.casa.fit import fitting_host, method_settings
-from sightrail.guardrails.casa.fit_settings import FitSettings
-from sightrail.guardrails.casa.settings import CasaSettings
+from sightrail.guardrails.casa.settings import CasaSettings, FitSettings
 from sightrail.guardrails.casa.weights import safety_tokens
 from sightrail.guardrails.errors import ArtifactError, ConfigurationError
 from sightrail.guardrails.verdict import Threshold

@@ -30,7 +30,7 @@ from sightrail.guardrails.fitting import (
 from sightrail.guardrails.fitting.contract import Fit
 from sightrail.guardrails.fitting.run import FitRun
 from sightrail.guardrails.model.interventions import Interventions
-from sightrail.integrations.cli.fit_options import settings_parameters
+from sightrail.integrations.cli.fit import settings_parameters
 from tiny_models import tiny
 
 

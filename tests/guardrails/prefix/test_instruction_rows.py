@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from sightrail.guardrails.model.doorway import AttentionCall
 from sightrail.guardrails.model.template import Spans
 from sightrail.guardrails.prefix import AttentiveCalibration
-from sightrail.guardrails.prefix.attentive_calibration import calibrate_logits
-from sightrail.guardrails.prefix.instruction_rows import CalibratedRows
+from sightrail.guardrails.prefix.instruction_rows import CalibratedRows, calibrate_logits
 
 B, H, G, T, D = 2, 4, 2, 12, 8
 PADDING = [0, 3]

@@ -13,8 +13,8 @@ from lvlm_helpers import picture, user
 from sightrail.guardrails.errors import ConfigurationError, PromptError
 from sightrail.guardrails.model import LocalLVLM
 from sightrail.guardrails.prefix import DEFAULT_PREFIX, AttentiveCalibration, SafetyPrefix
-from sightrail.guardrails.prefix.attentive_calibration import resolve_layers
 from sightrail.guardrails.prefix.prefix_attention import prefix_attention_mass
+from sightrail.guardrails.prefix.safety_prefix import resolve_layers
 from tiny_models import tiny
 
 PREFIX = SafetyPrefix("Stay safe.")

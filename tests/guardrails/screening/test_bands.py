@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sightrail.guardrails import ConfigurationError, Picture, RiskDetector
-from sightrail.guardrails.screening import bands
-from sightrail.guardrails.screening.bands import fit_bands
+from sightrail.guardrails.screening import calibration
+from sightrail.guardrails.screening.calibration import fit_bands
 from sightrail.guardrails.screening.looking import Looker
 from sightrail.testbed.recipe.calibrate import with_bands
 from sightrail.testbed.scenes import draw_objects, draw_words
@@ -41,7 +41,7 @@ def crops_of(detector: RiskDetector, pictures: list[Picture]) -> list[int]:
 def test_fitted_bands_settle_none_of_their_pictures_as_clean(
     testbed_detector: RiskDetector, unsafe: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bands, "_FEWEST", 3)
+    monkeypatch.setattr(calibration, "_FEWEST", 3)
     fitted = fit_bands(testbed_detector, unsafe, "six scenes")
     assert (
         len(fitted.clean_below) == len(fitted.look_closer) == len(testbed_detector.settings.scales)

@@ -14,7 +14,7 @@ from cli_helpers import run_cli
 from judge_helpers import judging, said
 from sightrail.guardrails import evaluation
 from sightrail.guardrails.evaluation import EvalReport, Row
-from sightrail.integrations.cli.tables import report_tables
+from sightrail.integrations.cli.evaluate import report_tables
 
 
 def row(stack: str, metric: str, group: str, value: float) -> Row:

@@ -21,7 +21,7 @@ from chain_helpers import CLEAN, RISKY, BrokenDetector, RedDetector, data_url, t
 from sightrail.guardrails import ConfigurationError, ImageRefused, Policy, SurfaceRules
 from sightrail.guardrails.testing import StubDetector
 from sightrail.integrations.langchain import GuardrailCallbackHandler, ImageGuardMiddleware
-from sightrail.integrations.langchain.audit import AuditRecord
+from sightrail.integrations.langchain.callbacks import AuditRecord
 from sightrail.runnables import ScreenImages
 
 MODES = ["sync", "async"]

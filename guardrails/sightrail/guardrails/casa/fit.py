@@ -22,8 +22,7 @@ from ..roc import auroc, share_reaching, threshold_for
 from ..verdict import Threshold
 from .casa import THRESHOLD, Casa
 from .fit_rows import Batches, make_rows, trainable
-from .fit_settings import FitSettings
-from .settings import CasaSettings
+from .settings import CasaSettings, FitSettings
 from .training import CasaLearner
 from .weights import CasaWeights, pack, safety_tokens
 

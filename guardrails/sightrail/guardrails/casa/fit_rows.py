@@ -23,7 +23,7 @@ from ..model.messages import Conversation, read_options
 from ..model.prompt import Prompt, tokenizer_lock
 from ..prefix import SafetyPrefix
 from ..prefix.safety_prefix import DEFAULT_PREFIX
-from .fit_settings import FitSettings
+from .settings import FitSettings
 
 if TYPE_CHECKING:
     from ..model.families import Host

@@ -23,9 +23,8 @@ from ..model import doorway
 from ..model.families import device_of
 from .adapter import Adapter, adapted_maps, nn_linear
 from .fit_rows import Batches, Drawn, TrainingBatch
-from .fit_settings import FitSettings
 from .safety_attention import SafetyAttention, unsafe_logit
-from .settings import CasaSettings
+from .settings import CasaSettings, FitSettings
 from .weights import CasaWeights
 
 if TYPE_CHECKING:

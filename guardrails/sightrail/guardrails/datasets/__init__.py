@@ -5,8 +5,7 @@ Below fitting and evaluation, so that both read a format in one way.
 
 from .example import Example, PictureFile
 from .published import FORMATS
-from .reading import ExampleSet, read_examples
-from .records import Record, read_records
+from .reading import ExampleSet, Record, read_examples, read_records
 
 __all__ = [
     "FORMATS",

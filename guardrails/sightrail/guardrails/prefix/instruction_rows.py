@@ -1,6 +1,6 @@
 """Exact attention for a few rows, put in the place of what the model's own kernel gave them.
 
-The mechanism under :mod:`attentive_calibration`: the model's kernel computes every row; the
+The mechanism under :class:`AttentiveCalibration`: the model's kernel computes every row; the
 calibrated rows are computed again with their changed logits. R rows over T keys cost R x T, where
 a changed mask for the whole would cost T x T and the fast kernel.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..model.doorway import AttentionCall, AttentionEdit
 from ..model.template import Spans
-from .attentive_calibration import AttentiveCalibration, calibrate_logits
+from .safety_prefix import AttentiveCalibration, Rule
 
 
 def calibration_edits(
@@ -205,3 +205,24 @@ def _padded_rows(mask: Tensor) -> Tensor:
 def _per_beam(rows: Tensor, batch: int) -> Tensor:
     """Repeat the rows of each prompt for its beams, which stand next to each other."""
     return rows if len(rows) == batch else rows.repeat_interleave(batch // len(rows), dim=0)
+
+
+def calibrate_logits(
+    logits: Tensor, scaling: float, target: Tensor, gamma: float, rule: Rule
+) -> Tensor:
+    """Zhat = Z + gamma * (M o Z) (GuardAlign, sec. 3.2).
+
+    Args:
+        logits: Z, [..., R, T], scaled.
+        scaling: the factor inside Z, usually 1 / sqrt(d_k); Z / scaling = <Q_i, K_j>.
+        target: bool, broadcastable to [..., R, T]: i in the instruction and j in the prefix.
+        gamma: strength.
+        rule: what M holds at the target.
+
+    Returns:
+        Zhat, [..., R, T].
+    """
+    positive = logits.clamp_min(0)
+    # M o Z is zero wherever Z is negative, under both rules.
+    boost = positive * positive / scaling if rule == "product" else positive
+    return logits + gamma * boost * target

@@ -11,9 +11,8 @@ from torch import Tensor
 from ..errors import ConfigurationError, PromptError
 from ..model.doorway import AttentionCall, AttentionEdit
 from ..model.interventions import Interventions, Stage
-from .attentive_calibration import AttentiveCalibration, resolve_layers
 from .instruction_rows import CalibratedRows
-from .safety_prefix import SafetyPrefix
+from .safety_prefix import AttentiveCalibration, SafetyPrefix, resolve_layers
 
 if TYPE_CHECKING:
     from ..model.families import Host

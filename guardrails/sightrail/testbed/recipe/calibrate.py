@@ -27,7 +27,7 @@ from sightrail.guardrails.guarantees import guaranteed_threshold
 from sightrail.guardrails.intake import read_picture
 from sightrail.guardrails.roc import share_reaching
 from sightrail.guardrails.screening import RiskDetector, ScreeningSettings
-from sightrail.guardrails.screening.bands import fit_bands
+from sightrail.guardrails.screening.calibration import fit_bands
 from sightrail.guardrails.screening.settings import SETTINGS_FILE, Score
 
 from ..casa import HELD_OUT

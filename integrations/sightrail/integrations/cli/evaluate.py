@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from .consoles import printable, progress, stderr, stdout
 from .judges import judge_named
 from .models import Device, DeviceMap, Dtype, Quantization, Revision, TrustRemoteCode
-from .tables import report_tables
 
 if TYPE_CHECKING:
     from sightrail.guardrails.evaluation import EvalReport, Source
@@ -171,3 +172,16 @@ def _source(benchmarks: list[str] | None, n: int | None, seed: int) -> Source | 
 def _named(**given: str | bool | None) -> dict[Any, Any]:
     """What was given on the command line."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+def report_tables(report: EvalReport) -> list[Table]:
+    """One table per section of the report that has figures."""
+    tables = []
+    for section in report.tables():
+        table = Table(title=section.title, title_justify="left")
+        for number, name in enumerate(section.columns):
+            table.add_column(Text(name), justify="left" if number < 2 else "right")
+        for line in section.lines:
+            table.add_row(*map(Text, line))
+        tables.append(table)
+    return tables

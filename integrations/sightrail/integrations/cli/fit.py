@@ -6,12 +6,26 @@ that `sightrail --help` loads no model code.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 from typer.core import TyperGroup
@@ -19,8 +33,6 @@ from typer.core import TyperGroup
 from sightrail.guardrails.embedded import TESTBED, embedded_module
 
 from .consoles import printable, stderr, stdout, ticking
-from .fit_data import read_data
-from .fit_options import given_settings, settings_parameters
 from .models import (
     Device,
     DeviceMap,
@@ -32,7 +44,8 @@ from .models import (
 )
 
 if TYPE_CHECKING:
-    from sightrail.guardrails.fitting import FitMethod, Fitted
+    from sightrail.guardrails.fitting import Example, FitData, FitMethod, Fitted
+
 
 _PARTIAL: Final = "partial"
 
@@ -203,3 +216,137 @@ fit = typer.Typer(
 @fit.callback()
 def _one_command_per_kind() -> None:
     """Without a callback typer would take the group for a single command."""
+
+
+Settings = TypeVar("Settings")
+
+_SIMPLE = (int, float, str, bool)
+
+
+def settings_parameters(
+    settings: type[Any], *, taken: Collection[str] = ()
+) -> dict[str, tuple[Any, None]]:
+    """An option for every field that a command line can give, by name: annotation and default.
+
+    No option has a default of its own: what is not given is left to the settings.
+
+    Args:
+        settings: a dataclass whose docstring describes its fields under ``Attributes:``.
+        taken: names of options that the command has already.
+    """
+    hints = get_type_hints(settings)
+    told = _descriptions(settings.__doc__ or "")
+    found = {}
+    for field in fields(settings):
+        kind = _option_type(hints[field.name])
+        if kind is None or field.name in taken:
+            continue
+        help_text = told.get(field.name, "")
+        found[field.name] = (Annotated[kind, typer.Option(help=help_text)], None)
+    return found
+
+
+def given_settings(base: Settings, given: Mapping[str, Any]) -> Settings:
+    """The settings with what was given on the command line; None, or nothing listed, was not."""
+    names = {field.name for field in fields(base)}  # type: ignore[arg-type]
+    changes = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value not in (None, []) and name in names
+    }
+    return replace(base, **changes)  # type: ignore[type-var]
+
+
+def _option_type(hint: Any) -> Any:
+    """What typer takes for a field's type; None for one that no command line can give."""
+    if get_origin(hint) in (Union, UnionType):
+        inner = [kind for kind in get_args(hint) if kind is not NoneType]
+        return _option_type(inner[0]) if len(inner) == 1 else None
+    if hint in _SIMPLE or get_origin(hint) is Literal:
+        return hint | None
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if kinds[-1] is Ellipsis:
+            return list[kinds[0]] | None  # type: ignore[valid-type]
+        return tuple[kinds] | None  # type: ignore[valid-type]
+    return None
+
+
+def _descriptions(docstring: str) -> dict[str, str]:
+    """What a Google docstring says about each attribute."""
+    _, _, section = docstring.partition("Attributes:\n")
+    section = re.split(r"\n\s*\n", section)[0]
+    found = re.findall(r"^ {8}(\w+): ((?:.*\n?(?: {12}.*\n?)*))", section + "\n", re.MULTILINE)
+    return {name: _sentence(text) for name, text in found}
+
+
+def _sentence(text: str) -> str:
+    plain = " ".join(text.replace("``", "").split())
+    return plain[:1].upper() + plain[1:]
+
+
+def read_data(method: FitMethod, settings: Any, given: Mapping[str, Any]) -> FitData:
+    """The data of a fit.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+        typer.BadParameter: the testbed beside files, or no prototypes where they are needed.
+    """
+    names: list[str] = given["data"]
+    if names == [TESTBED]:
+        drawn: FitData = embedded_module(method.kind).fit_data(settings)
+        return drawn
+    if TESTBED in names:
+        raise typer.BadParameter("The testbed's data stand alone; give --data testbed or files.")
+    if method.prototypes and given["prototypes"] is None:
+        raise typer.BadParameter("Give unsafe questions in text as --prototypes FILE.jsonl.")
+    return _from_files(method, names, given)
+
+
+def _from_files(method: FitMethod, names: Sequence[str], given: Mapping[str, Any]) -> FitData:
+    import numpy as np
+
+    from sightrail.guardrails.fitting import FitData, read_examples
+
+    rng = np.random.default_rng(given["seed"] or 0)
+    left: Counter[str] = Counter()
+    examples: list[Example] = []
+    for name in names:
+        read = read_examples(name, given["data_format"], given["pictures"])
+        stderr().print(read.summary(), markup=False)
+        left.update(read.left_out)
+        examples += _drawn(read.examples, given["max_examples"], rng, left)
+    order = rng.permutation(len(examples))
+    cut = round(given["held_out"] * len(examples))
+    return FitData(
+        examples=[examples[i] for i in order[cut:]],
+        held_out=[examples[i] for i in order[:cut]],
+        prototypes=_prototypes(method, given),
+        source=", ".join(names),
+        left_out=left,
+    )
+
+
+def _drawn(
+    examples: Sequence[Example], most: int | None, rng: Any, left: Counter[str]
+) -> list[Example]:
+    """At most so many of each label, in their order."""
+    if most is None:
+        return list(examples)
+    kept: list[int] = []
+    for harmful in (True, False):
+        side = [i for i, example in enumerate(examples) if example.harmful == harmful]
+        kept += side if len(side) <= most else rng.choice(side, most, replace=False).tolist()
+    left["beyond --max-examples"] += len(examples) - len(kept)
+    return [examples[i] for i in sorted(kept)]
+
+
+def _prototypes(method: FitMethod, given: Mapping[str, Any]) -> Sequence[Example]:
+    from sightrail.guardrails.fitting import read_examples
+
+    if not method.prototypes:
+        return ()
+    if given["prototypes"] == TESTBED:
+        drawn: Sequence[Example] = embedded_module(method.kind).prototype_questions()
+        return drawn
+    return read_examples(given["prototypes"]).examples

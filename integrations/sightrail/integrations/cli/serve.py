@@ -70,7 +70,7 @@ def serve(
     if check:
         check_upstream(read)
         return
-    from sightrail.integrations.server.running import log_to_stderr, server_for
+    from sightrail.integrations.server.app import log_to_stderr, server_for
 
     log_to_stderr()
     server_for(app, read).run()

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from .call_review import CallReviewedEvent, CallReviewRequestedEvent, review_tool
-    from .events import ImagesScreenedEvent
     from .guarded_llm import guard_llm
     from .lvlm import LVLM
-    from .marks import read_marker
-    from .postprocessor import ImageRiskPostprocessor
-    from .screening import ImageScreen
+    from .nodes import ImageRiskPostprocessor, ImageRiskTransform
+    from .screening import ImageScreen, ImagesScreenedEvent, read_marker
     from .tools import guard_tool
     from .traces import hide_images_from
-    from .transform import ImageRiskTransform
     from .visual_prompt import ImageBorderPostprocessor
     from .workflow import (
         AnswerStream,
@@ -36,17 +33,17 @@ _HOME: Final = {
     "CallReviewedEvent": "call_review",
     "ImageBorderPostprocessor": "visual_prompt",
     "ImageGuardWorkflow": "workflow",
-    "ImageRiskPostprocessor": "postprocessor",
-    "ImageRiskTransform": "transform",
+    "ImageRiskPostprocessor": "nodes",
+    "ImageRiskTransform": "nodes",
     "ImageScreen": "screening",
-    "ImagesScreenedEvent": "events",
+    "ImagesScreenedEvent": "screening",
     "LVLM": "lvlm",
     "ReviewRequestedEvent": "workflow",
     "ReviewedEvent": "workflow",
     "guard_llm": "guarded_llm",
     "guard_tool": "tools",
     "hide_images_from": "traces",
-    "read_marker": "marks",
+    "read_marker": "screening",
     "review_tool": "call_review",
 }
 

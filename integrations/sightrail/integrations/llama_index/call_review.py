@@ -26,9 +26,8 @@ from sightrail.guardrails.carriers.loop import decode
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits, Picture, RequestReader
 
-from .marks import marked_verdicts
 from .replies import refused, selections
-from .screening import LLAMA_INDEX
+from .screening import LLAMA_INDEX, marked_verdicts
 from .walk import surface_of
 
 if TYPE_CHECKING:

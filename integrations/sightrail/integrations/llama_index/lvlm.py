@@ -32,12 +32,10 @@ from sightrail.guardrails.carriers.conversation import answered as answered_turn
 from sightrail.guardrails.carriers.conversation import refused_for_good
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.model.screening_step import ScreenedConversation
-from sightrail.guardrails.model.wrapper import LocalModelFields
+from sightrail.guardrails.strict import LocalModelFields
 from sightrail.guardrails.verdict import Verdict
 
 from .call_review import as_proposed, brings_unsafe, for_model, sent_to_review
-from .events import report
-from .marks import is_refused, marked_verdicts
 from .replies import (
     answered,
     as_completion,
@@ -47,7 +45,7 @@ from .replies import (
     selections,
     with_one_call,
 )
-from .screening import LLAMA_INDEX
+from .screening import LLAMA_INDEX, is_refused, marked_verdicts, report
 from .turns import picture_blocks, read_conversation
 
 if TYPE_CHECKING:

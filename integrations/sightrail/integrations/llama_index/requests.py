@@ -18,8 +18,7 @@ from sightrail.guardrails.carriers.conversation import Turns, answered, screen_t
 from sightrail.guardrails.carriers.loop import passed
 from sightrail.guardrails.verdict import Verdict
 
-from .marks import marked_verdicts
-from .screening import LLAMA_INDEX, ImageScreen
+from .screening import LLAMA_INDEX, ImageScreen, marked_verdicts
 
 _TURN: Final = (
     *("user_msg", "chat_history", "verbose", "allow_parallel_tool_calls", "tool_required"),

@@ -1,15 +1,33 @@
-"""Screening LlamaIndex values: find the pictures, look at all of them at once, act on each."""
+"""Screening LlamaIndex values: find the pictures, look at all of them at once, act on each.
+
+The verdicts stay on the message or node they belong to, and LlamaIndex's instrumentation is told
+of them, without picture or text.
+
+On a node they stand as one text among ``excluded_llm_metadata_keys``. Splitters hand that list on
+and every store keeps it, and no model is shown it; an entry of ``metadata`` would be shown wherever
+texts are made with ``MetadataMode.ALL`` (prompts of metadata extractors, by default).
+
+Whatever a message holds is written into prompts (LlamaIndex's history strings) or sent to a
+provider, and so its marker stands beside its fields: copies, pickles and memories in this process
+keep it, its JSON does not. A marker permits nothing: one that says "refused" refuses, any other is
+history.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.schema import BaseNode, NodeWithScore
+from llama_index.core.tools import ToolOutput
+from llama_index_instrumentation import get_dispatcher
 
-from sightrail.guardrails.carriers.carrier import Marker
+from sightrail.guardrails.carriers.carrier import KEY, Marker, says_refused, with_marker
 from sightrail.guardrails.carriers.loop import (
     Framework,
     OnVerdict,
@@ -21,10 +39,13 @@ from sightrail.guardrails.errors import ImageRefused
 from sightrail.guardrails.intake import Limits
 from sightrail.guardrails.policy import Policy, Surface
 from sightrail.guardrails.screening.asking import Detector, check_categories, checked_detector
+from sightrail.guardrails.verdict import Verdict
 
-from .events import report
-from .marks import is_refused, read_marker, write_marker
-from .walk import Walk, surface_of
+from .walk import Holder, Walk, surface_of
+
+_ON_NODE: Final = f"{KEY}:"
+
+_dispatcher = get_dispatcher(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,106 @@ class ImageScreen:
             surface=self.surface,
             on_verdict=self.on_verdict,
         )
+
+
+class ImagesScreenedEvent(BaseEvent):
+    """Pictures were screened.
+
+    Attributes:
+        component: which part of this package met them, by the name users know it.
+        verdicts: one per picture, in order, with the action taken.
+        refused: whether the policy refused the request, a node or the tool's output.
+        node_ids: the node of each verdict, where nodes were screened.
+        left_out: the ids of nodes that did not pass.
+    """
+
+    component: str
+    verdicts: tuple[Verdict, ...]
+    refused: bool
+    node_ids: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name by which handlers and exporters know the event."""
+        return "ImagesScreenedEvent"
+
+
+def report(
+    component: str,
+    verdicts: Sequence[Verdict],
+    *,
+    refused: bool,
+    node_ids: Sequence[str] = (),
+    left_out: Sequence[str] = (),
+) -> None:
+    """Tell LlamaIndex's handlers; silent where no picture was met."""
+    if verdicts:
+        _dispatcher.event(
+            ImagesScreenedEvent(
+                component=component,
+                verdicts=tuple(verdicts),
+                refused=refused,
+                node_ids=tuple(node_ids),
+                left_out=tuple(left_out),
+            )
+        )
+
+
+def read_marker(holder: Holder | NodeWithScore) -> Marker | None:
+    """The marker on a message, a tool's output or a node; None where none is readable."""
+    if isinstance(holder, ChatMessage | ToolOutput):
+        return Marker.read(_beside(holder).get(KEY))
+    node = holder.node if isinstance(holder, NodeWithScore) else holder
+    found = [key for key in node.excluded_llm_metadata_keys if key.startswith(_ON_NODE)]
+    return Marker.read(found[-1].removeprefix(_ON_NODE)) if found else None
+
+
+def is_refused(messages: Sequence[ChatMessage]) -> bool:
+    """Whether a message is marked as refused, however damaged the rest of its marker is."""
+    return any(says_refused(_beside(message)) for message in messages)
+
+
+def marked_verdicts(messages: Sequence[ChatMessage]) -> tuple[Verdict, ...]:
+    """The verdicts on all messages, in order."""
+    markers = [read_marker(message) for message in messages]
+    return tuple(verdict for marker in markers if marker for verdict in marker.verdicts)
+
+
+def write_marker(holder: Holder, verdicts: Sequence[Verdict], *, refused: bool) -> Holder:
+    """A copy with a marker; on a message, "refused" is never taken back."""
+    if isinstance(holder, ChatMessage | ToolOutput):
+        marked = holder.model_copy()
+        marked.__dict__[KEY] = with_marker(_beside(holder), verdicts, refused=refused)[KEY]
+        return marked
+    return _mark_node(holder, Marker(refused=refused, verdicts=tuple(verdicts)))
+
+
+def _beside(holder: ChatMessage | ToolOutput) -> Mapping[str, Any]:
+    """Where a message's marker stands; one that somebody sent along is read as well."""
+    sent = holder.additional_kwargs if isinstance(holder, ChatMessage) else {}
+    return {**sent, **holder.__dict__}
+
+
+def _mark_node(node: BaseNode, marker: Marker) -> BaseNode:
+    text = json.dumps(marker.after(read_marker(node)).to_json())
+    others = [key for key in node.excluded_llm_metadata_keys if not key.startswith(_ON_NODE)]
+    keys = [*others, _ON_NODE + text]
+    return node.model_copy(update={"excluded_llm_metadata_keys": keys})
+
+
+def with_metadata(node: BaseNode, key: str, text: str) -> BaseNode:
+    """A copy with an entry of ours in its metadata, kept from models and embeddings."""
+    update = {
+        "metadata": {**node.metadata, key: text},
+        "excluded_llm_metadata_keys": _with_key(node.excluded_llm_metadata_keys, key),
+        "excluded_embed_metadata_keys": _with_key(node.excluded_embed_metadata_keys, key),
+    }
+    return node.model_copy(update=update)
+
+
+def _with_key(keys: Sequence[str], ours: str) -> list[str]:
+    return [*(key for key in keys if key != ours), ours]
 
 
 def _was_refused(value: Any) -> bool:

@@ -52,7 +52,8 @@ from .carriers import (
     read_query,
     read_resource,
 )
-from .marks import Holder
+
+Holder = ChatMessage | ToolOutput | BaseNode
 
 _ROLES: Final[dict[MessageRole, Surface]] = {
     MessageRole.SYSTEM: "system",

@@ -1,7 +1,6 @@
 """Published benchmarks, each read from a folder in its own format.
 
-A format is one function from a folder to items, in a file of its own that says where its facts come
-from.
+A format is one function from a folder to items; its docstring says where its facts come from.
 """
 
 from .benchmark import BENCHMARKS, Benchmark, Together

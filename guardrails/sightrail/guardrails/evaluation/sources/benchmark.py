@@ -13,24 +13,21 @@ from typing import Final
 
 from ...errors import ConfigurationError
 from ..items import Item, LabelledPicture, Source
-from .figstep import figstep
+from .attacks import (
+    figstep,
+    hades,
+    harmbench,
+    jailbreakv,
+    mm_safetybench,
+    siuo,
+    spa_vl,
+    vlsafe,
+    vlsbench,
+)
+from .examples import jsonl
 from .folder import Folder
-from .hades import hades
-from .harmbench import harmbench
-from .jailbreakv import jailbreakv
-from .jsonl import jsonl
-from .mm_safetybench import mm_safetybench
-from .mm_vet import mm_vet
-from .mme import mme
-from .mossbench import mossbench
-from .mssbench import mssbench
-from .scienceqa import scienceqa
-from .siuo import siuo
-from .spa_vl import spa_vl
-from .vlguard import vlguard
-from .vlsafe import vlsafe
-from .vlsbench import vlsbench
-from .xstest import xstest
+from .over_refusal import mossbench, mssbench, vlguard, xstest
+from .usefulness import mm_vet, mme, scienceqa
 
 Reader = Callable[[Folder], Iterator[Item]]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from ...datasets import Example
-from ...datasets.published import FindPicture, Found, Values
+from ...datasets.published import FindPicture, Found, Values, plain
 from ...errors import ConfigurationError
-from ..items import Item
+from ..items import Item, Match
 from .folder import Folder, Row
 
 Read = Callable[[Values, FindPicture], Iterator[Found]]
@@ -60,3 +60,29 @@ def item_of(name: str, example: Example) -> Item:
         images=example.images,
         history=example.history,
     )
+
+
+def jsonl(folder: Folder) -> Iterator[Item]:
+    """Your own requests: a folder of JSONL files with pictures beside them.
+
+    Every line of every file, counted by file and by its own group.
+
+    One object a line: ``text`` or ``messages``, ``label`` (harmful or benign), and, where there
+    are any, ``image`` or ``images``, ``system``, ``answer``, ``group``; see
+    :func:`datasets.published.plain`. The answer of a benign request is what a right answer
+    contains; ``match`` says otherwise (exact, option).
+    """
+    for row in folder.shards("*.jsonl", ""):
+        number = f"{row.file.stem}/{row.place.removeprefix('line ')}"
+        match = row.values.get("match", "contained")
+        if match not in get_args(Match):
+            raise row.error(f"the field 'match' is one of {', '.join(get_args(Match))}")
+        for item in items_of("jsonl", folder, row, plain, number=number):
+            own = (f"jsonl/{group}",) if (group := row.maybe("group")) else ()
+            answer = None if item.harmful else row.maybe("answer") or None
+            yield replace(
+                item,
+                groups=(*own, f"jsonl/{row.file.stem}", "jsonl"),
+                answer=answer,
+                match=cast(Match, match),
+            )
