@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from ..errors import ConfigurationError
 
 Box = tuple[int, int, int, int]
-Pixels = NDArray[np.uint8]
 Sizing = Literal["fixed", "relative"]
 """``fixed``: every picture is put on the border's own canvas, as models with one input resolution
 need it. ``relative``: the border is scaled to each picture's own size, for models that keep it."""
@@ -27,11 +26,11 @@ class Frame:
     """A border at the size of one canvas.
 
     Attributes:
-        pixels: the canvas [H, W, 3]; what stands inside the box is covered by the picture.
+        pixels: the canvas; what stands inside the box is covered by the picture.
         box: left, top, right, bottom of the picture's place.
     """
 
-    pixels: Pixels
+    pixels: UInt8[np.ndarray, "H W 3"]
     box: Box
 
     @property
@@ -92,8 +91,8 @@ def shrunk(image: Image.Image, box: Box) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def border_mask(frame_size: tuple[int, int], box: Box) -> NDArray[np.bool_]:
-    """Where the border is: [H, W], true outside the box."""
+def border_mask(frame_size: tuple[int, int], box: Box) -> Bool[np.ndarray, "H W"]:
+    """Where the border is: true outside the box."""
     mask = np.ones((frame_size[1], frame_size[0]), dtype=np.bool_)
     mask[box[1] : box[3], box[0] : box[2]] = False
     return mask

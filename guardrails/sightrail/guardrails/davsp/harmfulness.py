@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -14,46 +15,54 @@ class Direction:
 
     Attributes:
         layer: decoder layer, from 1; the output of its block.
-        vector: [d], of length 1.
+        vector: of length 1.
         mu_plus: where harmful requests have to come to.
         mu_minus: where benign ones have to stay.
         separation: d' of every layer, on examples that did not make the vectors.
     """
 
     layer: int
-    vector: Tensor
+    vector: Float[Tensor, " d"]
     mu_plus: float
     mu_minus: float
     separation: tuple[float, ...]
 
 
-def harmfulness_vectors(harmful: Tensor, benign: Tensor) -> Tensor:
+def harmfulness_vectors(
+    harmful: Float[Tensor, "N L d"], benign: Float[Tensor, "M L d"]
+) -> Float[Tensor, "L d"]:
     """v_l = mean(h_l | harmful) - mean(h_l | benign), of length 1 at every layer.
 
     Args:
-        harmful: hidden states [N, L, d] of the last prompt token.
-        benign: [M, L, d].
+        harmful: hidden states of the last prompt token, at every layer.
+        benign: the same of benign requests.
 
     Returns:
-        [L, d]; a layer without any difference has the zero vector.
+        One a layer; a layer without any difference has the zero vector.
     """
     difference = harmful.mean(dim=0) - benign.mean(dim=0)
     return torch.nn.functional.normalize(difference, dim=-1)
 
 
-def projections(states: Tensor, vectors: Tensor) -> Tensor:
-    """P = <h_l, v_l>: [N, L] from states [N, L, d] and vectors [L, d]."""
+def projections(
+    states: Float[Tensor, "N *L d"], vectors: Float[Tensor, "*L d"]
+) -> Float[Tensor, "N *L"]:  # noqa: F821, UP037 - no product
+    """P = <h_l, v_l>, of one layer or of all of them."""
     return (states * vectors).sum(dim=-1)
 
 
-def separation(harmful: Tensor, benign: Tensor) -> Tensor:
-    """D' = (mean difference) / sqrt((var + var) / 2) of projections [N, L] and [M, L]: [L]."""
+def separation(harmful: Float[Tensor, "N L"], benign: Float[Tensor, "M L"]) -> Float[Tensor, " L"]:
+    """D' = (mean difference) / sqrt((var + var) / 2) of projections, at every layer."""
     spread = (harmful.var(dim=0) + benign.var(dim=0)) / 2
     return (harmful.mean(dim=0) - benign.mean(dim=0)) / spread.sqrt().clamp_min(1e-12)
 
 
 def choose_direction(
-    harmful: Tensor, benign: Tensor, *, margin: float, layer: int | None = None
+    harmful: Float[Tensor, "N L d"],
+    benign: Float[Tensor, "M L d"],
+    *,
+    margin: float,
+    layer: int | None = None,
 ) -> Direction:
     """The layer that tells harmful from benign best, its vector and its margins.
 
@@ -61,8 +70,8 @@ def choose_direction(
     other way round. The vector and the margins come from all examples.
 
     Args:
-        harmful: hidden states [N, L, d] of refused harmful requests, N at least 4.
-        benign: [M, L, d], M at least 4.
+        harmful: hidden states of refused harmful requests, N at least 4.
+        benign: of benign ones, M at least 4.
         margin: quantile of the projections that the margins stand at.
         layer: from 1; None chooses.
     """
@@ -80,7 +89,9 @@ def choose_direction(
     )
 
 
-def _cross_separation(harmful: Tensor, benign: Tensor) -> Tensor:
+def _cross_separation(
+    harmful: Float[Tensor, "N L d"], benign: Float[Tensor, "M L d"]
+) -> Float[Tensor, " L"]:
     halves = []
     for made, held in ((0, 1), (1, 0)):
         vectors = harmfulness_vectors(harmful[made::2], benign[made::2])
@@ -92,12 +103,16 @@ def _cross_separation(harmful: Tensor, benign: Tensor) -> Tensor:
     return (halves[0] + halves[1]) / 2
 
 
-def hinge(projected: Tensor, harmful: Tensor, mu_plus: float, mu_minus: float) -> Tensor:
+def hinge(
+    projected: Float[Tensor, " B"], harmful: Bool[Tensor, " B"], mu_plus: float, mu_minus: float
+) -> Float[Tensor, ""]:
     """max(0, mu_plus - p) for harmful requests, max(0, p - mu_minus) for benign ones, averaged.
 
     Args:
-        projected: p [B].
-        harmful: [B], bool.
+        projected: p.
+        harmful: which of them belong to harmful requests.
+        mu_plus: where harmful ones have to come to.
+        mu_minus: where benign ones have to stay.
     """
     short = (mu_plus - projected).clamp_min(0)
     beyond = (projected - mu_minus).clamp_min(0)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..model.doorway import AttentionCall, AttentionEdit
@@ -31,18 +32,18 @@ class RowPlan:
     """What the layers of one forward pass have in common.
 
     Attributes:
-        rows: [B, R], the rows to compute, as indices into the queries. A row may stand in it more
+        rows: the rows to compute, as indices into the queries. A row may stand in it more
             than once.
-        valid: [B, R], whether a row is to be changed; false throughout a prompt that has no
+        valid: whether a row is to be changed; false throughout a prompt that has no
             calibrated row in this call. None when every row is, as in a prefill in one piece.
-        columns: [B, T], which keys are the safety prefix.
+        columns: which keys are the safety prefix.
         mask: the rows' part of the attention mask, broadcastable to [B, G, H / G, R, T]; None
             where every key may be attended to.
     """
 
-    rows: Tensor
-    valid: Tensor | None
-    columns: Tensor
+    rows: Int[Tensor, "B R"]
+    valid: Bool[Tensor, "B R"] | None
+    columns: Bool[Tensor, "B T"]
     mask: Tensor | None
 
 
@@ -139,11 +140,12 @@ class CalibratedRows:
         return torch.nn.functional.pad(seen, (0, length - seen.shape[1]))
 
 
-def attend(call: AttentionCall, plan: RowPlan) -> Tensor:
+def attend(call: AttentionCall, plan: RowPlan) -> Float[Tensor, "B G share R T"]:
     """Scaled and masked attention logits Z of the planned rows.
 
     Returns:
-        [B, G, H / G, R, T] float32, hugely negative where a row may not attend.
+        In float32, hugely negative where a row may not attend; `share` = H / G heads have one
+        group of keys.
     """
     batch, heads, _, dim = call.query.shape
     groups, length = call.key.shape[1], call.key.shape[2]
@@ -161,8 +163,10 @@ def attend(call: AttentionCall, plan: RowPlan) -> Tensor:
     return logits + plan.mask
 
 
-def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
-    """Attention output [B, R, H, D] from weights [B, G, H / G, R, T] and values [B, G, T, D]."""
+def weighted_values(
+    weights: Float[Tensor, "B G share R T"], value: Float[Tensor, "B G T D"]
+) -> Float[Tensor, "B R H D"]:
+    """Attention output of H = G x share heads, of which `share` have one group of values."""
     batch, groups, share, rows, length = weights.shape
     mixed = weights.to(value.dtype).reshape(batch, groups, share * rows, length) @ value
     return mixed.reshape(batch, groups * share, rows, -1).transpose(1, 2)
@@ -192,8 +196,8 @@ def _mask_rows(call: AttentionCall, rows: Tensor) -> Tensor | None:
     return mask.reshape(batch, groups, heads // groups, -1, length)
 
 
-def _padded_rows(mask: Tensor) -> Tensor:
-    """Positions [B, R] of the true entries of [B, T]; short rows repeat their last one.
+def _padded_rows(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B R"]:
+    """Positions of the true entries; short rows repeat their last one.
 
     A row that is computed twice gets the same result twice.
     """
@@ -208,19 +212,23 @@ def _per_beam(rows: Tensor, batch: int) -> Tensor:
 
 
 def calibrate_logits(
-    logits: Tensor, scaling: float, target: Tensor, gamma: float, rule: Rule
-) -> Tensor:
+    logits: Float[Tensor, "*batch R T"],
+    scaling: float,
+    target: Bool[Tensor, "*#batch #R T"],
+    gamma: float,
+    rule: Rule,
+) -> Float[Tensor, "*batch R T"]:
     """Zhat = Z + gamma * (M o Z) (GuardAlign, sec. 3.2).
 
     Args:
-        logits: Z, [..., R, T], scaled.
+        logits: Z, scaled.
         scaling: the factor inside Z, usually 1 / sqrt(d_k); Z / scaling = <Q_i, K_j>.
-        target: bool, broadcastable to [..., R, T]: i in the instruction and j in the prefix.
+        target: whether i is in the instruction and j in the prefix.
         gamma: strength.
         rule: what M holds at the target.
 
     Returns:
-        Zhat, [..., R, T].
+        Zhat.
     """
     positive = logits.clamp_min(0)
     # M o Z is zero wherever Z is negative, under both rules.

@@ -8,15 +8,14 @@ patches, I categories, N variants, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
-from numpy.typing import NDArray
-from ot.batch import solve_batch
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ..verdict import Transport
@@ -35,25 +34,25 @@ class Plan:
     """A batch of transport plans.
 
     Attributes:
-        mass: T [P, M, N], rows summing to a.
-        marginal_error: [P], the largest deviation of a plan's marginals from a and b.
+        mass: T, rows summing to a.
+        marginal_error: the largest deviation of a plan's marginals from a and b.
         tolerance: what `marginal_error` has to stay below to count as converged.
     """
 
-    mass: Tensor
-    marginal_error: Tensor
+    mass: Float[Tensor, "P M N"]
+    marginal_error: Float[Tensor, " P"]
     tolerance: float
 
     @property
-    def converged(self) -> Tensor:
-        """Whether each plan met its marginals: bool [P]."""
+    def converged(self) -> Bool[Tensor, " P"]:
+        """Whether each plan met its marginals."""
         return self.marginal_error <= self.tolerance
 
 
 def solve(
-    cost: Tensor,
-    a: Tensor,
-    b: Tensor,
+    cost: Float[Tensor, "P M N"],
+    a: Float[Tensor, "P M"],
+    b: Float[Tensor, "P N"],
     *,
     epsilon: float,
     max_iter: int = 500,
@@ -68,13 +67,15 @@ def solve(
     columns and is reported.
 
     Args:
-        cost: [P, M, N].
-        a: [P, M], rows sum to 1.
-        b: [P, N], rows sum to 1.
+        cost: C.
+        a: rows sum to 1.
+        b: rows sum to 1.
         epsilon: strength of the entropic term, in units of the cost.
         max_iter: Sinkhorn iterations at most.
         tolerance: on the marginals.
     """
+    from ot.batch import solve_batch  # loads every back end of POT
+
     result = solve_batch(
         cost,
         reg=epsilon,
@@ -91,23 +92,24 @@ def solve(
     return Plan(plan, error.nan_to_num(nan=float("inf")), tolerance)
 
 
-def category_entropy(patches: Tensor, means: Tensor, scale: float) -> Tensor:
+def category_entropy(
+    patches: Float[Tensor, "B M D"], means: Float[Tensor, "I D"], scale: float
+) -> Float[Tensor, "B M"]:
     """H(x^m) over categories of softmax(scale * cos(x^m, zbar_i)) (eq. 5 and 6), in nats.
 
     Args:
-        patches: [B, M, D], unit.
-        means: [I, D], unit: the mean embedding of every category.
+        patches: of length 1.
+        means: of length 1: the mean embedding of every category.
         scale: CLIP's logit scale.
-
-    Returns:
-        [B, M].
     """
     log_p = (scale * patches @ means.T).log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def patch_weights(entropy: Tensor, sign: Literal["printed", "confident", "uniform"]) -> Tensor:
-    """a^m [B, M], rows summing to 1.
+def patch_weights(
+    entropy: Float[Tensor, "B M"], sign: Literal["printed", "confident", "uniform"]
+) -> Float[Tensor, "B M"]:
+    """a^m, rows summing to 1.
 
     `printed` is softmax(+H) as eq. 7 prints it; `confident` is softmax(-H), what the sentence
     below eq. 7 says; `uniform` ignores the entropy.
@@ -118,23 +120,23 @@ def patch_weights(entropy: Tensor, sign: Literal["printed", "confident", "unifor
 
 
 def printed_distance(
-    patches: Tensor,
-    variants: list[Tensor],
-    a: Tensor,
+    patches: Float[Tensor, "B M D"],
+    variants: list[Float[Tensor, "_ D"]],
+    a: Float[Tensor, "B M"],
     *,
     epsilon: float,
     tolerance: float = 1e-4,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "B M"], Float[Tensor, " B"]]:
     """d(m) = sum_i sum_n T_i(m, n) C_i(m, n), literally (eq. 9), with uniform variant weights.
 
     Args:
-        patches: [B, M, D], unit.
-        variants: I tensors [N_i, D], unit.
-        a: [B, M].
+        patches: of length 1.
+        variants: of length 1, N_i of category i.
+        a: the weight of each patch.
         epsilon: entropic strength; the paper does not state its value.
 
     Returns:
-        d [B, M], lower is riskier, and the largest marginal error [B].
+        d, lower is riskier, and the largest marginal error of each picture.
     """
     total, error = torch.zeros_like(a), torch.zeros_like(a[:, 0])
     for z in variants:
@@ -146,14 +148,14 @@ def printed_distance(
     return total, error
 
 
-def variant_weights(similarity: Tensor, epsilon: float) -> Tensor:
-    """B [..., N]: how well each variant fits its best patch, softmax(max_m cos / epsilon).
+def variant_weights(similarity: Float[Tensor, "*B M N"], epsilon: float) -> Float[Tensor, "*B N"]:
+    """b: how well each variant fits its best patch, softmax(max_m cos / epsilon).
 
     A category's variants name different things; with uniform weights a plan would have to spread
     a knife over axes and swords too.
 
     Args:
-        similarity: cosines [..., M, N].
+        similarity: cosines.
         epsilon: the temperature.
     """
     return (similarity.amax(-2) / epsilon).softmax(-1)
@@ -164,24 +166,24 @@ class AnchoredRisk:
     """What anchored transport says.
 
     Attributes:
-        picture: [B, I], the risk of each category: the mean margin, in cosine units, by which the
+        picture: the risk of each category: the mean margin, in cosine units, by which the
             transported share of the picture fits the category better than any benign anchor.
-        patches: [B, M, I], the margin of each patch under the category's plan.
-        marginal_error: [B].
-        converged: bool [B].
+        patches: the margin of each patch under the category's plan.
+        marginal_error: the largest of a picture's plans.
+        converged: whether it is below the tolerance.
     """
 
-    picture: Tensor
-    patches: Tensor
-    marginal_error: Tensor
-    converged: Tensor
+    picture: Float[Tensor, "B I"]
+    patches: Float[Tensor, "B M I"]
+    marginal_error: Float[Tensor, " B"]
+    converged: Bool[Tensor, " B"]
 
 
 def anchored_risk(
-    patches: Tensor,
-    variants: list[Tensor],
-    anchors: Tensor,
-    a: Tensor,
+    patches: Float[Tensor, "B M D"],
+    variants: list[Float[Tensor, "_ D"]],
+    anchors: Float[Tensor, "K D"],
+    a: Float[Tensor, "B M"],
     *,
     share: float,
     epsilon: float,
@@ -197,10 +199,10 @@ def anchored_risk(
     printed score does; the picture's risk is its mean over the transported share.
 
     Args:
-        patches: [B, M, D], unit.
-        variants: I tensors [N_i, D], unit.
-        anchors: [K, D], unit, K >= 1.
-        a: [B, M].
+        patches: of length 1.
+        variants: of length 1, N_i of category i.
+        anchors: of length 1, K at least 1.
+        a: the weight of each patch.
         share: mass that goes to the category, in (0, 1).
         epsilon: entropic strength, in cosine units.
         tolerance: on the marginals.
@@ -237,36 +239,33 @@ def anchored_risk(
     )
 
 
-Floats = NDArray[np.float32]
-
-
 @dataclass(frozen=True)
 class TextBank:
-    """A concept bank's embeddings: I variants [N_i, D], their means [I, D], anchors [K, D]."""
+    """A concept bank's embeddings: the variants of each category, their means, and the anchors."""
 
     categories: tuple[str, ...]
-    variants: list[Tensor]
-    means: Tensor
-    anchors: Tensor
+    variants: list[Float[Tensor, "_ D"]]
+    means: Float[Tensor, "I D"]
+    anchors: Float[Tensor, "K D"]
     logit_scale: float
 
 
 @dataclass(frozen=True)
 class Risk:
-    """One picture's risks: `picture` [I] decides, `patches` [M, I] says where.
+    """One picture's risks: `picture` decides, `patches` says where.
 
     Attributes:
-        picture: [I].
-        patches: [M, I].
+        picture: of each category.
+        patches: of each patch and category.
         transport: how exact it is; None for scores without a transport.
-        parts: [I], of all patches together; lower than `picture` where `alone` is higher.
+        parts: of all patches together; lower than `picture` where `alone` is higher.
         alone: the second transport, over the whole picture's own patches, where there is one. No
             further crop changes it.
     """
 
-    picture: Floats
-    patches: Floats
-    parts: Floats
+    picture: Float32[np.ndarray, " I"]
+    patches: Float32[np.ndarray, "M I"]
+    parts: Float32[np.ndarray, " I"]
     transport: Transport | None = None
     alone: AnchoredRisk | None = None
 
@@ -284,7 +283,7 @@ def embed_bank(encoder: Encoder, bank: ConceptBank) -> TextBank:
 
 
 def score_patches(
-    patches: Tensor,
+    patches: Float[Tensor, "B M D"],
     bank: TextBank,
     settings: ScreeningSettings,
     *,
@@ -297,7 +296,7 @@ def score_patches(
     risk would depend on who else was looked at.
 
     Args:
-        patches: [B, M, D], unit; those of the whole picture first.
+        patches: of length 1; those of the whole picture first.
         bank: the embedded concepts.
         settings: which score, and its constants.
         whole: how many of the patches are the whole picture's own: 1 for crops, the number of
@@ -343,12 +342,12 @@ def _anchored(
     )
     error = torch.maximum(risk.marginal_error, alone.marginal_error)
     found = _split(torch.maximum(risk.picture, alone.picture), both, error, settings.tolerance)
-    parts = cast("Iterable[Floats]", risk.picture.numpy())
+    parts = risk.picture.numpy()
     return [replace(its, parts=part, alone=alone) for its, part in zip(found, parts, strict=True)]
 
 
 def _transported(
-    patches: Tensor, bank: TextBank, settings: ScreeningSettings, share: float
+    patches: Float[Tensor, "B M D"], bank: TextBank, settings: ScreeningSettings, share: float
 ) -> AnchoredRisk:
     entropy = category_entropy(patches, bank.means, bank.logit_scale)
     return anchored_risk(
@@ -390,7 +389,7 @@ def _split(
         if error is not None:
             size = float(error[index].clamp_max(1.0))  # a deviation of mass cannot exceed 1
             transport = Transport(converged=size <= tolerance, marginal_error=size)
-        whole, parts = (cast(Floats, t[index].numpy()) for t in (picture, patches))
+        whole, parts = picture[index].numpy(), patches[index].numpy()
         found.append(Risk(whole, parts, whole, transport))
     return found
 
