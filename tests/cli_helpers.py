@@ -1,13 +1,15 @@
-"""A detector that goes by the first pixel, and one way to run the command line in a test."""
+"""A detector that goes by the first pixel, and ways to run and to read the command line."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -78,3 +80,26 @@ def json_verdicts(stdout: str) -> dict[str, Verdict]:
         os.path.basename(entry["path"]): Verdict.model_validate(entry["verdict"])
         for entry in entries
     }
+
+
+@cache
+def command_line() -> Any:
+    return typer.main.get_command(app)
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    """What the command line makes of these words, without running anything."""
+    command = command_line()
+    while words and words[0] in below(command):
+        command, words = below(command)[words[0]], words[1:]
+    context = command.context_class(command)
+    given, _, _ = command.make_parser(context).parse_args(list(words))
+    return dict(given)
+
+
+def below(command: Any) -> dict[str, Any]:
+    """The commands of a group by name."""
+    if not hasattr(command, "list_commands"):
+        return {}
+    context = command.context_class(command)
+    return {name: command.get_command(context, name) for name in command.list_commands(context)}
