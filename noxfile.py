@@ -54,6 +54,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def notebooks(session: nox.Session) -> None:
+    """The notebooks alone, from top to bottom; ``tests`` runs them too."""
+    run(session, "pytest", "tests/test_notebooks.py", *session.posargs)
+
+
+@nox.session(default=False)
 def long(session: nox.Session) -> None:
     """The cases beyond the everyday suite."""
     options = ["-m", "long", "--hypothesis-profile=long", "-n", "logical"]

@@ -6,13 +6,16 @@ import ast
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from cli_helpers import below, command_line, parsed
 from repository import ROOT, source_files
@@ -130,6 +133,44 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
             if re.match(r"(tests|examples|docs|notebooks|guardrails|integrations)/\w", word):
                 roots = (ROOT, ROOT / "tests")  # docs/threats.md names tests from their folder
                 assert any((folder / word.rstrip("/.,;:")).exists() for folder in roots), span
+
+
+@cache
+def messages() -> str:
+    """Every text that the library may say, with what it fills in left out."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for path in source_files()
+        if path.suffix == ".py"
+    ]
+    nodes = (node for tree in trees for node in ast.walk(tree))
+    said = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return "\n".join(text for text in said if isinstance(text, str))
+
+
+def quoted() -> list[str]:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    others = ("Extra inputs", "Token indices", "Loading weights")  # pydantic's and transformers'
+    found = [text for heading in headings for text in re.findall(r'"([^"]+)"', heading)]
+    return [text for text in found if not text.startswith(others)]
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_messages_that_are_explained_are_those_of_the_code(message: str) -> None:
+    for part in filter(None, (part.strip(" .,;()") for part in message.split("..."))):
+        assert part in messages(), f"nothing says {part!r}"
+
+
+def test_every_extra_and_every_dependency_is_told_of() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for page in (ROOT / "README.md", ROOT / "docs" / "getting-started.md"):
+        text = page.read_text(encoding="utf-8")
+        assert [name for name in extras if name != "all" and name not in text] == []
+    licences = (ROOT / "LICENSES.md").read_text(encoding="utf-8")
+    needed = {Requirement(line).name for line in chain(project["dependencies"], *extras.values())}
+    assert {name for name in needed - {"sightrail"} if name not in licences} == set()
 
 
 def scripts(page: Path) -> list[str]:

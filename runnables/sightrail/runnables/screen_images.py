@@ -41,9 +41,9 @@ class ScreenImages(StrictModel, RunnableSerializable[Any, Any], extra="forbid"):
 
     Takes a string, a prompt value, a message, a list of messages, a document, or a dict or list of
     any of these and of pictures (PIL, bytes, arrays, paths); gives the same kind back. Pictures
-    that may pass travel on as a lossless PNG of the very pixels that were screened, masked ones
-    with their risky places covered, dropped ones as ``policy.note``. What cannot be looked at
-    (remote addresses, files, sound, unknown block types) is never passed over in silence:
+    that may pass travel on with the very pixels that were screened (``policy.encoding`` says how),
+    masked ones with their risky places covered, dropped ones as ``policy.note``. What cannot be
+    looked at (remote addresses, files, sound, unknown block types) is never passed over in silence:
     ``policy.on_not_inspected`` decides, and refuses by default.
 
     The verdicts stand in ``message.additional_kwargs["sightrail"]``; see ``marker``.
