@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
-from bad_pictures import encoded
+from bad_pictures import encoded, photo
 from sightrail.guardrails import Limits, Picture, Region, Verdict, read_picture
 from sightrail.guardrails.carriers.carrier import Carrier
 from sightrail.guardrails.carriers.loop import decode, passed
@@ -312,3 +314,36 @@ PLAIN: dict[str, Block] = {
     "wrapped text": {"type": "non_standard", "value": {"type": "text", "text": "hi"}},
 }
 """Name -> a content block without media, which passes as it is."""
+
+
+class ShownPictures:
+    """What LangChain's suites are told of models that take pictures; nothing is downloaded."""
+
+    @pytest.fixture(autouse=True)
+    def _pictures_without_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The suite downloads one picture and hands it over as base64: give it one of ours."""
+
+        def get(url: str, **options: Any) -> httpx.Response:
+            return httpx.Response(200, content=encoded(photo()))
+
+        monkeypatch.setattr(httpx, "get", get)
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return True
+
+    @property
+    def supports_image_urls(self) -> bool:
+        return True  # a remote address is answered with a refusal, not an error
+
+
+class WithoutTools:
+    """What the suites are told of models that call no tools."""
+
+    @property
+    def has_tool_calling(self) -> bool:
+        return False
+
+    @property
+    def has_structured_output(self) -> bool:
+        return False

@@ -7,6 +7,7 @@ built at strength zero, and a plain oracle of what it computes. The suite is
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +67,18 @@ def same(found: Answer, expected: Answer) -> None:
             theirs.guardrail,
         )
         assert ours.measures == pytest.approx(theirs.measures, abs=1e-4)
+
+
+async def same_at_once(jobs: Sequence[tuple[LocalLVLM, Any, Answer]], **settings: Any) -> None:
+    """Every model answers as expected while the others answer, in threads and in tasks."""
+    answered = await asyncio.gather(
+        *(
+            asyncio.to_thread(lvlm.chat, row, **settings) if i % 2 else lvlm.achat(row, **settings)
+            for i, (lvlm, row, _) in enumerate(jobs)
+        )
+    )
+    for found, (_, _, expected) in zip(answered, jobs, strict=True):
+        same(found, expected)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ its own tests.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from defences import DEFENCES, REFUSED, TOKENS, Defence, bare_logits, record, same
+from defences import DEFENCES, REFUSED, TOKENS, Defence, bare_logits, record, same, same_at_once
 from lvlm_helpers import PICTURES, user
 from sightrail.guardrails.errors import Abandoned, ImageError, UnsupportedModelError
 from sightrail.guardrails.model import Answer, LocalLVLM, doorway
@@ -184,14 +183,7 @@ async def test_threads_and_tasks_on_one_model_are_isolated(case: Case) -> None:
     plain, off = (lvlm.chat(TEXT, **SHORT) for lvlm in (bare, zero))
     jobs = [(case.guarded, ROWS[row], case.alone[row][0]) for row in (0, 1, 3)]
     jobs = [jobs[0], (bare, TEXT, plain), jobs[1], (zero, TEXT, off), jobs[2], jobs[0]]
-    answered = await asyncio.gather(
-        *(
-            asyncio.to_thread(lvlm.chat, row, **SHORT) if i % 2 else lvlm.achat(row, **SHORT)
-            for i, (lvlm, row, _) in enumerate(jobs)
-        )
-    )
-    for found, (_, _, expected) in zip(answered, jobs, strict=True):
-        same(found, expected)
+    await same_at_once(jobs, **SHORT)
 
 
 def _success(lvlm: LocalLVLM) -> None:

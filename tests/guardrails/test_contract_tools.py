@@ -5,7 +5,6 @@ The transcripts have several turns of tools, and several pictures that tools hav
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from decision_helpers import ALL_SAFE, untrained
-from defences import DEFENCES, Defence, record, same
+from defences import DEFENCES, Defence, record, same, same_at_once
 from lvlm_helpers import picture, user
 from sightrail.guardrails.model import Answer, LocalLVLM
 from sightrail.guardrails.model.chat_form import shaped
@@ -134,14 +133,7 @@ async def test_threads_and_tasks_on_one_model_are_isolated(case: Case) -> None:
         (case.guarded, STEPS[0], case.alone[0]),
         (case.bare, STEPS[1], plain),
     ]
-    answered = await asyncio.gather(
-        *(
-            asyncio.to_thread(lvlm.chat, row, **SHORT) if i % 2 else lvlm.achat(row, **SHORT)
-            for i, (lvlm, row, _) in enumerate(jobs)
-        )
-    )
-    for found, (_, _, expected) in zip(answered, jobs, strict=True):
-        same(found, expected)
+    await same_at_once(jobs, **SHORT)
 
 
 def test_no_call_is_broken_by_it(case: Case) -> None:

@@ -13,7 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from bad_pictures import encoded, photo
+from chain_helpers import ShownPictures, WithoutTools
 from chat_server import Answering
 from serve_helpers import scripted, serving
 
@@ -24,17 +24,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _pictures_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite downloads one picture and hands it over as base64: give it one of ours."""
-
-    def get(url: str, **options: Any) -> httpx.Response:
-        return httpx.Response(200, content=encoded(photo()))
-
-    monkeypatch.setattr(httpx, "get", get)
-
-
-class _AtTheServer(ChatModelIntegrationTests):
+class _AtTheServer(ShownPictures, ChatModelIntegrationTests):
     address: ClassVar[str]
     name: ClassVar[str]
 
@@ -52,14 +42,6 @@ class _AtTheServer(ChatModelIntegrationTests):
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
         return {"max_tokens": 16, "timeout": 60}
-
-    @property
-    def supports_image_inputs(self) -> bool:
-        return True
-
-    @property
-    def supports_image_urls(self) -> bool:
-        return True  # a remote address is answered with a refusal, not an error
 
 
 class TestGateway(_AtTheServer):
@@ -88,18 +70,10 @@ class TestGateway(_AtTheServer):
         return True
 
 
-class TestLocal(_AtTheServer):
+class TestLocal(WithoutTools, _AtTheServer):
     name = "testbed"
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _served(cls, local: str) -> None:
         cls.address = local
-
-    @property
-    def has_tool_calling(self) -> bool:
-        return False
-
-    @property
-    def has_structured_output(self) -> bool:
-        return False

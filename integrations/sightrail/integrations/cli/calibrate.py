@@ -14,11 +14,14 @@ from .consoles import printable, progress, stderr, stdout
 from .errors import CLEAN, FLAGGED, NOT_INSPECTED
 from .files import find_files
 from .models import (
+    CasaFolder,
     Device,
     DeviceMap,
     Dtype,
+    MorasFolder,
     Quantization,
     Revision,
+    ScreeningEncoder,
     TrustRemoteCode,
     load_detector,
     load_model,
@@ -47,10 +50,7 @@ def calibrate(
     source: Annotated[
         str | None, typer.Option(help="What these pictures are; every verdict will say so.")
     ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(envvar="SIGHTRAIL_ENCODER", help="The screening encoder, as for screen."),
-    ] = None,
+    encoder: ScreeningEncoder = None,
     false_alarms: Annotated[
         float, typer.Option(help="The share of such pictures that may be flagged.")
     ] = 0.01,
@@ -83,8 +83,8 @@ def calibrate(
             "one decision from all their evidence."
         ),
     ] = None,
-    moras: Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")] = None,
-    casa: Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")] = None,
+    moras: MorasFolder = None,
+    casa: CasaFolder = None,
     out: Annotated[
         Path | None,
         typer.Option(help=f"Where it goes: {_PICTURES_OUT}, or the folder {_REQUESTS_OUT}."),

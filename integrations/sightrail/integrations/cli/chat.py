@@ -10,11 +10,16 @@ import typer
 
 from .consoles import printable, stderr
 from .models import (
+    CasaFolder,
+    DavspFolder,
     Device,
     DeviceMap,
     Dtype,
+    EvidenceFolder,
+    MorasFolder,
     Quantization,
     Revision,
+    ScreeningEncoder,
     TrustRemoteCode,
     load_detector,
     load_model,
@@ -37,17 +42,11 @@ def chat(
             help="Defences joined by +, as for eval; or all: one decision from all evidence."
         ),
     ] = None,
-    moras: Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")] = None,
-    casa: Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")] = None,
-    davsp: Annotated[str | None, typer.Option(help="Folder of a DAVSP artifact.")] = None,
-    evidence: Annotated[
-        str | None,
-        typer.Option(help="Folder of what calibrate --stack wrote, for the stack all."),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(envvar="SIGHTRAIL_ENCODER", help="The screening encoder, as for screen."),
-    ] = None,
+    moras: MorasFolder = None,
+    casa: CasaFolder = None,
+    davsp: DavspFolder = None,
+    evidence: EvidenceFolder = None,
+    encoder: ScreeningEncoder = None,
     device: Device = None,
     dtype: Dtype = None,
     device_map: DeviceMap = None,

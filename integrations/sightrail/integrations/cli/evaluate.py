@@ -11,7 +11,18 @@ from rich.text import Text
 
 from .consoles import printable, progress, stderr, stdout
 from .judges import judge_named
-from .models import Device, DeviceMap, Dtype, Quantization, Revision, TrustRemoteCode
+from .models import (
+    CasaFolder,
+    DavspFolder,
+    Device,
+    DeviceMap,
+    Dtype,
+    EvidenceFolder,
+    MorasFolder,
+    Quantization,
+    Revision,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from sightrail.guardrails.evaluation import EvalReport, Source
@@ -28,13 +39,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Defences joined by +, such as prefix+screen. Repeat for more rows."),
     ] = None,
-    moras: Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")] = None,
-    casa: Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")] = None,
-    davsp: Annotated[str | None, typer.Option(help="Folder of a DAVSP artifact.")] = None,
-    evidence: Annotated[
-        str | None,
-        typer.Option(help="Folder of what calibrate --stack wrote, for the stack all."),
-    ] = None,
+    moras: MorasFolder = None,
+    casa: CasaFolder = None,
+    davsp: DavspFolder = None,
+    evidence: EvidenceFolder = None,
     n: Annotated[
         int | None,
         typer.Option(min=1, help="Scenes per cell (200); of a benchmark, at most so many items."),

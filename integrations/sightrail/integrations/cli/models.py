@@ -26,6 +26,18 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
 
+# What a model is guarded with: options of every command that builds a stack by name.
+ScreeningEncoder = Annotated[
+    str | None,
+    typer.Option(envvar="SIGHTRAIL_ENCODER", help="The screening encoder, as for screen."),
+]
+MorasFolder = Annotated[str | None, typer.Option(help="Folder of a MoRAS artifact.")]
+CasaFolder = Annotated[str | None, typer.Option(help="Folder of a CASA artifact.")]
+DavspFolder = Annotated[str | None, typer.Option(help="Folder of a DAVSP artifact.")]
+EvidenceFolder = Annotated[
+    str | None, typer.Option(help="Folder of what calibrate --stack wrote, for the stack all.")
+]
+
 EXAMPLE_ENCODER: Final = "ViT-L-14-336/openai"
 
 _TESTBED_NOTICE: Final = (
