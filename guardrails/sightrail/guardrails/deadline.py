@@ -23,6 +23,11 @@ beyond this many at a time further work waits for its turn, within its own deadl
 _end: contextvars.ContextVar[float | None] = contextvars.ContextVar("sightrail_end", default=None)
 """When the work in this context has to be over, on the clock of ``time.monotonic``."""
 
+_awaited: contextvars.ContextVar[float | None] = contextvars.ContextVar(
+    "sightrail_awaited", default=None
+)
+"""Until when somebody in another thread waits for the work in this context; None: nobody does."""
+
 _given_up: contextvars.ContextVar[tuple[threading.Event, ...]] = contextvars.ContextVar(
     "sightrail_given_up", default=()
 )
@@ -67,7 +72,9 @@ def run_within(seconds: float | None, work: Callable[[], Result]) -> Result:
     """The result of `work`, or TimeoutError when it is not there in time.
 
     The work is told its deadline (see ``check_time``); where it does not ask, it goes on in its
-    thread until it ends by itself, and whatever it gives then is dropped.
+    thread until it ends by itself, and whatever it gives then is dropped. Work that somebody waits
+    for already, and no longer than here, runs right here: it takes no second place among those that
+    may hang.
 
     Args:
         seconds: how long to wait, or until the deadline of this context where that is earlier;
@@ -76,15 +83,19 @@ def run_within(seconds: float | None, work: Callable[[], Result]) -> Result:
     """
     with time_limit(seconds):
         left = time_left()
-        if left is None:
+        end, awaited = _end.get(), _awaited.get()
+        if left is None or (awaited is not None and end is not None and awaited <= end):
+            check_time()
             return work()
         started = time.monotonic()
         if not _running.acquire(timeout=left):
             raise TimeoutError(f"{_MOST} calls that ran out of time are still running")
         interrupted = threading.Event()
-        token = _given_up.set((*_given_up.get(), interrupted))
+        given_up = _given_up.set((*_given_up.get(), interrupted))
+        told = _awaited.set(end)
         task = _Task(work)
-        _given_up.reset(token)
+        _given_up.reset(given_up)
+        _awaited.reset(told)
         try:
             threading.Thread(target=task.run, name="sightrail-deadline", daemon=True).start()
             ended = task.done.wait(max(0.0, left - (time.monotonic() - started)))

@@ -6,6 +6,7 @@ A verdict holds numbers, boxes and names; never pixels and never a user's text.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn, Self, TypeVar
 
 import numpy as np
@@ -261,8 +262,11 @@ class Verdict(_Frozen):
     ) -> Verdict:
         """The verdict on a whole request, flagged when the score reaches the threshold.
 
-        Without a threshold nothing is flagged: the score is there to be read.
+        Without a threshold nothing is flagged: the score is there to be read. A score that is no
+        number is a failure.
         """
+        if isnan(score):
+            return cls.failed_request(guardrail, "the score is not a number")
         flagged = threshold is not None and score >= threshold.value
         return cls(
             status="flagged" if flagged else "clean",

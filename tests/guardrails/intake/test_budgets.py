@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -94,6 +96,27 @@ def test_work_that_nobody_waits_for_any_longer_ends() -> None:
     over.set()
     assert ended
     assert run_within(60, lambda: "the next one") == "the next one"
+
+
+def test_work_within_work_needs_no_second_place_among_those_that_may_hang() -> None:
+    many = 70  # more than may hang at once
+    together = threading.Barrier(many)
+
+    def work() -> str:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.5)  # all that found a place hold it
+        return run_within(60, lambda: "done")
+
+    with ThreadPoolExecutor(many) as pool:
+        answers = [pool.submit(run_within, 30, work) for _ in range(many)]
+        assert {answer.result() for answer in answers} == {"done"}
+
+
+def test_work_within_work_keeps_to_the_shorter_of_both_deadlines() -> None:
+    stop = threading.Event()
+    with pytest.raises(TimeoutError):
+        run_within(60, lambda: run_within(0.05, lambda: stop.wait(20)))
+    stop.set()
 
 
 def test_a_deadline_that_has_passed_ends_reading() -> None:

@@ -6,13 +6,13 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lvlm_helpers import picture, user
 from sightrail.guardrails import CachedDetector, CallRules, LocalLVLM, Policy, Together, Verdict
-from sightrail.guardrails.call_rules import _texts, came_in_unsafe, repeats
+from sightrail.guardrails.call_rules import _words, came_in_unsafe, repeating, texts_in
 from sightrail.guardrails.model import Answer
 from sightrail.guardrails.testing import StubDetector, StubReader
 from tool_templates import TOOLED, TOOLS, Says, looked, tooled
@@ -240,15 +240,15 @@ def test_wrong_names_are_errors(wrong: Any) -> None:
 def test_what_counts_as_repeated(argument: Any, repeated: bool) -> None:
     given = argument if isinstance(argument, dict) else {"text": argument}
     read = ["see: the quick brown fox jumps", "A7x9 12", "mail fox7@example.org", "call 4711"]
-    assert repeats(_texts(given, 0), read, "", 12) is repeated
+    assert repeating([texts_in(given)], read, "", 12) == [repeated]
 
 
 @given(st.text(min_size=1, max_size=80), st.text(max_size=40), st.text(max_size=40))
 def test_a_copy_is_found_wherever_it_stands(copied: str, before: str, after: str) -> None:
     letters = sum(map(str.isalnum, copied))
-    found = repeats([f"{before} {copied} {after}"], [copied], "", 12)
+    [found] = repeating([[f"{before} {copied} {after}"]], [copied], "", 12)
     assert found or letters < 24  # normal forms may be shorter than what was written
-    assert not repeats([f"{before} {copied}"], [copied], f"{before} {copied}", 12)
+    assert repeating([[f"{before} {copied}"]], [copied], f"{before} {copied}", 12) == [False]
 
 
 _LEAVES = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
@@ -259,8 +259,49 @@ _VALUES = st.recursive(
 
 @given(_VALUES)
 def test_arguments_of_any_form_can_be_compared(value: Any) -> None:
-    assert repeats(_texts({"x": value}, 0), [], "", 12) is False
+    assert repeating([texts_in({"x": value})], [], "", 12) == [False]
 
 
-def test_arguments_too_long_to_compare_count_as_repeated() -> None:
-    assert repeats(["x " * 150_000], ["y"], "", 12)
+def _repeats_by_definition(texts: list[str], read: list[str], said: str, letters: int) -> bool:
+    heard = "".join(_words(said))
+    for own in map(_words, texts):
+        squeezed = "".join(own)
+        runs = [squeezed[i : i + letters] for i in range(len(squeezed) - letters + 1)]
+        short = len(own) > 1 and 4 <= len(squeezed) < letters and squeezed not in heard
+        codes = [word for word in own if len(word) >= 4 and any(c.isdigit() for c in word)]
+        for there in map(_words, read):
+            if any(run in "".join(there) and run not in heard for run in runs):
+                return True
+            if any(code in there and code not in _words(said) for code in codes):
+                return True
+            rows = (there[i : i + len(own)] for i in range(len(there)))
+            if short and own in rows:
+                return True
+    return False
+
+
+_FEW = st.text("ab1 é\u0301.", max_size=24)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.lists(_FEW, max_size=3), max_size=4), st.lists(_FEW, max_size=3), _FEW)
+def test_all_calls_at_once_are_compared_as_each_text_by_itself(
+    calls: list[list[str]], read: list[str], said: str
+) -> None:
+    found = repeating(calls, read, said, 6)
+    assert found == [_repeats_by_definition(texts, read, said, 6) for texts in calls]
+
+
+@pytest.mark.parametrize("piece", ["ab1 ", "\u0301\u0323"])
+def test_two_megabytes_of_anything_are_compared(piece: str) -> None:
+    text = piece * (2_000_000 // len(piece.encode()))
+    calls = [["ab ba"], ["x", piece * 50_000], [piece, "b1b1 b1"]] * 50
+    assert len(repeating(calls, [text], text, 12)) == len(calls)
+
+
+def test_arguments_that_cannot_be_compared_count_as_repeated() -> None:
+    deep: Any = "x"
+    for _ in range(500):
+        deep = [deep]
+    assert repeating([["x " * 150_000], texts_in(deep), ["z"]], ["y"], "", 12) == [True, True, True]
+    assert repeating([texts_in(deep), ["z"]], ["y"], "", 12) == [True, False]

@@ -20,7 +20,13 @@ from ..encoding import Encoding
 from ..errors import ImageRefused
 from ..intake import Limits, Picture, RequestReader
 from ..policy import LookAgain, Policy, Surface, apply_policy
-from ..screening.asking import LooksAgain, check_categories, shown_to, wants_request
+from ..screening.asking import (
+    check_categories,
+    looked_again,
+    shown_to,
+    sound_verdicts,
+    wants_request,
+)
 from ..telemetry import LOGGER, record_verdicts, screening_span, tell
 from ..verdict import Box, NotInspected, Verdict
 from .carrier import Carrier, Encoded, Marker
@@ -487,14 +493,9 @@ def ask_again(
     detector: Detector, picture: Picture, covered: Sequence[Box], timeout_s: float | None = None
 ) -> tuple[Verdict, Exception | None]:
     """The verdict on a picture in which these boxes were covered; as ``ask``."""
-    shown = shown_to(detector, [picture])
-
-    def work() -> list[Verdict]:
-        if isinstance(detector, LooksAgain):
-            return detector.screen_again(shown, [covered])
-        return detector.screen(shown)
-
-    [verdict], cause = _asked(detector, work, 1, timeout_s)
+    [verdict], cause = _asked(
+        detector, lambda: looked_again(detector, [picture], [covered]), 1, timeout_s
+    )
     return verdict, cause
 
 
@@ -507,10 +508,4 @@ def _asked(
     except Exception as error:
         LOGGER.error("%s failed on %d pictures", name, count, exc_info=error)
         return [Verdict.failed(f"{name} raised {type(error).__name__}")] * count, error
-    if len(verdicts) != count:
-        reason = f"{name} gave {len(verdicts)} verdicts for {count} pictures"
-        return [Verdict.failed(reason)] * count, None
-    return [
-        found if isinstance(found, Verdict) else Verdict.failed(f"{name} gave no verdict")
-        for found in verdicts
-    ], None
+    return sound_verdicts(detector, verdicts, count), None

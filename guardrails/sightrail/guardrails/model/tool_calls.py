@@ -312,15 +312,14 @@ def _unfenced(text: str) -> str:
 
 
 _NAMED: Final = re.compile(
-    r"(?:call:)?(?P<name>[\w.:/-]+?)\s*(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\])?\s*(?=\{)"
+    r"(?:call:)?(?P<name>[\w.:/-]+?)\s*(?:\[CALL_ID\](?P<id>\w+)\s*)?(?:\[ARGS\]\s*)?(?=\{)"
 )
-_FUNCTION: Final = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
+_FUNCTION: Final = re.compile(r"<function=([^>\n]{1,200})>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER: Final = re.compile(
-    r"<parameter=([^>\n]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL
+    r"<parameter=([^>\n]{1,200})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL
 )
-_TAGGED: Final = re.compile(
-    r"<arg_key>\s*(.*?)\s*</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL
-)
+_TAGGED: Final = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+_BETWEEN: Final = re.compile(r"[ \t\r\n,;]*")
 _QUOTES: Final = re.compile(r'<\|"\|>(.*?)<\|"\|>|<escape>(.*?)<escape>', re.DOTALL)
 _BARE_KEY: Final = re.compile(r"(?<=[{,])\s*(\w+)\s*:")
 _NAME_IN: Final = re.compile(r'"name"\s*:\s*"([^"\\\n]{1,128})"')
@@ -336,7 +335,11 @@ def _argument_tags(text: str) -> Iterator[AnyCall]:
     """GLM's form: a name, and then each argument's key and value between marks of their own."""
     head, mark, _ = text.partition("<arg_key>")
     if mark and (name := head.strip()) and not name.startswith(("{", "[")):
-        yield ToolCall(name, {key: _value(value) for key, value in _TAGGED.findall(text)})
+        whole = text[
+            : text.rfind("</arg_value>") + len("</arg_value>")
+        ]  # so every search ends soon
+        found = _TAGGED.findall(whole)
+        yield ToolCall(name, {key.strip(): _value(value) for key, value in found})
 
 
 def _value(text: str) -> Any:
@@ -384,7 +387,8 @@ def _json_values(text: str) -> Iterator[AnyCall]:
         for item in value if isinstance(value, list) else [value]:
             if _is_call(item):
                 yield _from_json(item)
-        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,;"))
+        if (space := _BETWEEN.match(text, at)) is not None:
+            at = space.end()
 
 
 def _is_call(item: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -53,6 +54,39 @@ class LooksAgain(Protocol):
 
         Whatever the covers do not touch was looked at before.
         """
+
+
+def looked_again(
+    detector: Detector, pictures: Sequence[Picture], covered: Sequence[Sequence[Box]]
+) -> list[Verdict]:
+    """A detector's verdicts on masked pictures: by its own second look, else by a whole one."""
+    shown = shown_to(detector, pictures)
+    if isinstance(detector, LooksAgain):
+        return list(detector.screen_again(shown, covered))
+    return list(detector.screen(shown))
+
+
+def sound_verdicts(detector: object, verdicts: Sequence[Any], count: int) -> list[Verdict]:
+    """What a detector gave for so many pictures; `failed` where that is no verdict to go by.
+
+    One with a score that is no number says nothing: no comparison with it holds, and what was not
+    flagged would pass.
+    """
+    name = type(detector).__name__
+    if len(verdicts) != count:
+        return [
+            Verdict.failed(f"{name} gave {len(verdicts)} verdicts for {count} pictures")
+        ] * count
+    return [_sound(name, verdict) for verdict in verdicts]
+
+
+def _sound(name: str, verdict: Any) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        return Verdict.failed(f"{name} gave no verdict")
+    scores = [*verdict.scores.values(), *(() if verdict.score is None else (verdict.score,))]
+    if any(map(math.isnan, scores)):
+        return Verdict.failed(f"{name} gave scores that are not numbers")
+    return verdict
 
 
 @runtime_checkable

@@ -19,7 +19,14 @@ from ..errors import ConfigurationError, ImageError
 from ..intake import Limits, Picture, PictureSource, read_picture
 from ..intake.pictures import pixel_digest
 from ..verdict import Box, Verdict
-from .asking import Detector, LooksAgain, categories_of, checked_detector, shown_to, wants_request
+from .asking import (
+    Detector,
+    categories_of,
+    checked_detector,
+    looked_again,
+    shown_to,
+    wants_request,
+)
 from .verdict_store import (
     ByteStore,
     KeyValueStore,
@@ -257,8 +264,8 @@ def _outcomes(detector: Any, batch: Sequence[_Request]) -> list[Verdict | Except
 def _screened(detector: Any, batch: Sequence[_Request]) -> list[Verdict]:
     pictures = [request.picture for request in batch]
     covered = [request.covered for request in batch if request.covered is not None]
-    if covered and isinstance(detector, LooksAgain):
-        verdicts = list(detector.screen_again(pictures, covered))
+    if covered:
+        verdicts = looked_again(detector, pictures, covered)
     else:
         verdicts = list(detector.screen(pictures))
     if len(verdicts) != len(pictures):

@@ -11,8 +11,17 @@ from ..carriers.loop import ask
 from ..errors import ConfigurationError
 from ..guarantees import ALARMS, CONFIDENCE, guaranteed_threshold
 from ..intake import Limits, Picture, PictureSource
-from ..verdict import Region, Threshold, Verdict
-from .asking import Detector, categories_of, checked_detector, decoded, shown_to, wants_request
+from ..verdict import Box, Region, Threshold, Verdict
+from .asking import (
+    Detector,
+    categories_of,
+    checked_detector,
+    decoded,
+    looked_again,
+    shown_to,
+    sound_verdicts,
+    wants_request,
+)
 from .calibration import scores_of
 
 __all__ = ["Band", "Cascade", "Together"]
@@ -82,10 +91,36 @@ class Cascade:
         """
         taken = [decoded(image, self.limits) for image in images]
         found = _asked(self.first, taken)
-        unsure = [i for i, verdict in enumerate(found) if self._is_unsure(verdict)]
-        pictures = [picture for i in unsure if isinstance(picture := taken[i], Picture)]
-        seconds, _ = ask(self.then, pictures)  # where it breaks, what the first was sure of stands
-        decided = dict(zip(unsure, seconds, strict=True))
+        return self._decided(taken, found, list(map(self._is_unsure, found)))
+
+    def screen_again(
+        self, pictures: Sequence[Picture], covered: Sequence[Sequence[Box]]
+    ) -> list[Verdict]:
+        """Look at pictures whose risky places were covered, by the first's own second look.
+
+        That look is exact at the first's own threshold alone. So clean is only what lies below both
+        the threshold and the band; what does not reach the band's upper end is shown to the second,
+        as a whole: it may never have seen the picture.
+
+        Args:
+            pictures: as they are now.
+            covered: for each the boxes that were covered, in its pixels.
+
+        Returns:
+            One verdict a picture, in order.
+        """
+        verdicts = looked_again(self.first, pictures, covered)
+        found = sound_verdicts(self.first, verdicts, len(pictures))
+        return self._decided(pictures, found, list(map(self._is_open, found)))
+
+    def _decided(
+        self, taken: Sequence[Picture | Verdict], found: Sequence[Verdict], unsure: Sequence[bool]
+    ) -> list[Verdict]:
+        """The first detector's verdicts, and the second's on what the first is unsure of."""
+        rows = [i for i, it_is in enumerate(unsure) if it_is and isinstance(taken[i], Picture)]
+        shown = [picture for i in rows if isinstance(picture := taken[i], Picture)]
+        seconds, _ = ask(self.then, shown)  # where it breaks, what the first was sure of stands
+        decided = dict(zip(rows, seconds, strict=True))
         return [
             self._sure(verdict) if i not in decided else _second(verdict, decided[i])
             for i, verdict in enumerate(found)
@@ -146,6 +181,14 @@ class Cascade:
             return False
         band = self._band
         return verdict.score is None or band.low <= verdict.score < band.high
+
+    def _is_open(self, verdict: Verdict) -> bool:
+        """The same of a second look: what it says is certain at its own threshold alone."""
+        if verdict.status not in _FINISHED or verdict.score is None or verdict.threshold is None:
+            return verdict.status in _FINISHED
+        band, exact = self._band, verdict.threshold.value <= self._band.low
+        clean = verdict.status == "clean" and exact
+        return verdict.score < band.high and not clean
 
     def _sure(self, verdict: Verdict) -> Verdict:
         """The first detector's verdict by the band: flagged above it, and clean below."""
@@ -213,6 +256,24 @@ class Together:
         found = [_asked(detector, taken) for detector in self.detectors]
         return [_merged(verdicts) for verdicts in zip(*found, strict=True)]
 
+    def screen_again(
+        self, pictures: Sequence[Picture], covered: Sequence[Sequence[Box]]
+    ) -> list[Verdict]:
+        """Look at pictures whose risky places were covered, each detector in its own way.
+
+        Args:
+            pictures: as they are now.
+            covered: for each the boxes that were covered, in its pixels.
+
+        Returns:
+            One verdict a picture, in order.
+        """
+        found = [
+            sound_verdicts(detector, looked_again(detector, pictures, covered), len(pictures))
+            for detector in self.detectors
+        ]
+        return [_merged(verdicts) for verdicts in zip(*found, strict=True)]
+
     def calibrate(
         self,
         benign: Sequence[PictureSource | Picture],
@@ -263,11 +324,7 @@ def _asked(detector: Detector, taken: Sequence[Picture | Verdict]) -> list[Verdi
     """
     pictures = shown_to(detector, [item for item in taken if isinstance(item, Picture)])
     verdicts = detector.screen(pictures) if pictures else []
-    if len(verdicts) != len(pictures):
-        raise ConfigurationError(
-            f"{type(detector).__name__} gave {len(verdicts)} verdicts for {len(pictures)} pictures"
-        )
-    found = iter(verdicts)
+    found = iter(sound_verdicts(detector, verdicts, len(pictures)))
     return [item if isinstance(item, Verdict) else next(found) for item in taken]
 
 

@@ -24,7 +24,7 @@ from .concepts import ConceptBank
 from .encoder import Encoder, load_encoder
 from .looking import Look, Looker, Looking, View, find_all_regions, risk_of, views_of
 from .regions import summarise
-from .scoring import Risk, TextBank, embed_bank, score_patches, worst_transport
+from .scoring import TextBank, embed_bank, score_patches, worst_transport
 from .settings import Calibrated, Score, ScreeningSettings
 
 _log = logging.getLogger(__name__)
@@ -161,8 +161,9 @@ class RiskDetector:
         """Look at pictures whose risky places were covered, where the cover lies.
 
         Whatever the cover does not touch was looked at before and found to be clean (see
-        `regions.find_all_regions`). Costs a fraction of a first look; what is clean by less than
-        the encoder's temperature is looked at in full.
+        `regions.find_all_regions`). Costs a fraction of a first look: it ends with the windows of
+        the first scale where these are clean by more than the encoder's temperature. What is clean
+        by less in the end is looked at in full.
 
         Args:
             pictures: as they are now.
@@ -182,10 +183,12 @@ class RiskDetector:
         quick = self._looking
         if quick.bands is not None:
             quick = quick.model_copy(update={"look": "coarse_to_fine"})
-        looker = Looker(self.encoder, self.texts, quick, stop_when_flagged=True)
+        sure = limit.picture.value - 1 / self.encoder.logit_scale
+        looker = Looker(self.encoder, self.texts, quick, stop_when_flagged=True, clean_below=sure)
         looks = list(looker.look(views, [covered[view.owner] for view in views]))
         for look in looks:
-            if self._may_be_flagged(risk_of(look), limit):
+            risk = risk_of(look)  # the whole picture's own patches are known already
+            if risk.picture.max() < limit.picture.value and risk.parts.max() > sure:
                 looker.look_at_the_rest(look)
         timings = {"screen": 1000 * (time.perf_counter() - started)}
         return [
@@ -198,14 +201,6 @@ class RiskDetector:
             )
             for i, picture in enumerate(pictures)
         ]
-
-    def _may_be_flagged(self, risk: Risk, limit: Calibrated) -> bool:
-        """Whether a look that left crops out is clean by so little that these may decide.
-
-        What the whole picture's own patches say is known already and does not count.
-        """
-        near = limit.picture.value - 1 / self.encoder.logit_scale
-        return bool(risk.picture.max() < limit.picture.value and risk.parts.max() > near)
 
     def calibrate(
         self,

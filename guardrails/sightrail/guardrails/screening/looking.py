@@ -7,6 +7,7 @@ out; how far is told by `Bands`, which a calibration wrote.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -240,12 +241,15 @@ class Looker:
         settings: what is looked at, and when that is over.
         stop_when_flagged: coarse to fine also ends where no further crop could lower the risk below
             the threshold; the regions are the coarser then.
+        clean_below: a risk of all patches together below which coarse to fine ends as well, once
+            windows were looked at and not the whole alone.
     """
 
     encoder: Encoder
     texts: TextBank
     settings: ScreeningSettings
     stop_when_flagged: bool = False
+    clean_below: float = -math.inf
 
     def look(
         self, views: Sequence[View], covered: Sequence[Sequence[Box]] | None = None
@@ -293,7 +297,7 @@ class Looker:
             for look in unsettled:
                 self._score(look, complete=level == deepest)
             if level < min(deepest, len(bands.clean_below)):
-                below = bands.clean_below[level]
+                below = max(bands.clean_below[level], self.clean_below if level else -math.inf)
                 unsettled = [look for look in unsettled if not self._settled(look, below)]
             if not unsettled:
                 return

@@ -16,7 +16,12 @@ from ray.exceptions import RayError
 
 from sightrail.guardrails import Picture, Verdict
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.guardrails.screening.asking import Detector, LooksAgain, wants_request
+from sightrail.guardrails.screening.asking import (
+    Detector,
+    LooksAgain,
+    categories_of,
+    wants_request,
+)
 from sightrail.guardrails.screening.cache import content_key
 
 from ..server import ServerSettings
@@ -127,6 +132,11 @@ class SharedVerdicts:
     def wants_request(self) -> bool:
         """Whether the detector does."""
         return wants_request(self.detector)
+
+    @property
+    def categories(self) -> frozenset[str] | None:
+        """Those of the detector, where it says them."""
+        return categories_of((self.detector,))
 
     def screen(self, images: Sequence[Picture]) -> list[Verdict]:
         """One verdict a picture, in order."""

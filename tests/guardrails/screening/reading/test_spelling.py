@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightrail.guardrails.screening.reading.spelling import spellings, words_of
+from sightrail.guardrails.screening.reading.spelling import normalised, spellings, words_of
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,19 @@ def test_a_stroke_may_be_an_l(hidden) -> None:
 def test_plain_text_has_one_spelling_that_keeps_its_words(text) -> None:
     assert words_of(spellings(text)[0]) == words_of(text)
     assert spellings(text)[0] == text
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0323", "\uff9e\u3099\u0f73", "\u1dce"])
+def test_marks_upon_marks_come_to_an_end(marks) -> None:
+    """Unicode sorts the marks of a letter, in time that grows with the square of their number."""
+    text = f"a b{marks * 200_000}0mb"
+    assert max(map(len, spellings(text)[1:])) < 200
+    assert words_of(spellings(text)[1])[-1] == "bomb"
+
+
+@given(text=st.text(alphabet="e\u0301\u0323ệ\uff76\uff9e\u0f73 ", max_size=30))
+def test_texts_of_the_world_are_normalised_as_unicode_says(text) -> None:
+    assert normalised(text) == unicodedata.normalize("NFKC", text)
 
 
 @given(text=st.text(max_size=200))

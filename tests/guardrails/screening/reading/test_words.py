@@ -132,3 +132,14 @@ def test_a_guard_that_raises_is_no_safe_answer() -> None:
     assert found[1].reason == "guard_failed"
     [judged] = judge_texts(GuardReader(lambda text: 1 / 0), [(line("words"),)], 0.5)
     assert [gap.reason for gap in judged.gaps] == ["guard_failed"]
+
+
+def test_a_risk_that_is_no_number_is_a_gap() -> None:
+    class Unsure:
+        scripts = None
+
+        def read(self, texts):
+            return [TextRisk({"a": 0.1, "b": float("nan")}) for _ in texts]
+
+    [judged] = judge_texts(Unsure(), [(line("words"),)], 0.5)
+    assert [gap.reason for gap in judged.gaps] == ["failed"]

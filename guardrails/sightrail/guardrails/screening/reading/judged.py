@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -115,7 +116,12 @@ def _ask(reader: TextReader, chunks: Sequence[Lines]) -> dict[Lines, TextRisk | 
 def worst_of(
     one: TextRisk | NotInspected | None, other: TextRisk | NotInspected
 ) -> TextRisk | NotInspected:
-    """The risks of two spellings of a text together: the higher ones, or why there are none."""
+    """The risks of two spellings of a text together: the higher ones, or why there are none.
+
+    A risk that is no number is none: nothing compares with it, and a maximum may drop it.
+    """
+    if isinstance(other, TextRisk) and any(map(math.isnan, other.scores.values())):
+        other = NotInspected(reason="failed", detail="the reader gave scores that are not numbers")
     if one is None:
         return other
     if isinstance(one, NotInspected) or isinstance(other, NotInspected):

@@ -23,6 +23,7 @@ _MENTIONED: Final = 0.5
 _APART: Final = 6
 _FORM: Final = re.compile(r"(?:\b[1-9]\s*[.):]\s*){2,}\W*$")
 """Numbers with nothing behind them, at the end of a text: a list to be filled in."""
+_TAIL: Final = 400  # letters in which that end is looked for
 
 _ALIKE: Final = str.maketrans("l1|", "iii")
 _LONG: Final = 6
@@ -124,7 +125,7 @@ class Lexicon(BaseModel):
         words = [_as_meant(word) for word in words_of(text)]
         said = f" {' '.join(words)} "
         asks = bool(self._asks.search(said))
-        form = bool(_FORM.search(text))
+        form = bool(_FORM.search(text.rstrip()[-_TAIL:]))
         return {
             name: category.score(said, words, asks, form)
             for name, category in self._compiled.items()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 from typing import Final
 
-__all__ = ["plain", "spellings", "words_of"]
+__all__ = ["normalised", "plain", "spellings", "words_of"]
+
+_MOST_MARKS: Final = 30
+"""On one letter, as in Unicode's stream-safe text. Normalising sorts the marks of a letter, which
+takes Python time that grows with the square of their number."""
 
 _LOOKALIKES: Final = str.maketrans(
     "абвгеёзијкмнорсԁѕтухһԛԝьъєѐїӏґ"  # Cyrillic
@@ -18,7 +23,8 @@ _LOOKALIKES: Final = str.maketrans(
 
 _DIGITS: Final = str.maketrans("0134578@$!|€£", "oieastbasiiel")
 _ELL: Final = str.maketrans("1!|", "lll")
-_SPACED: Final = re.compile(r"(?<!\w)(?:\w[ ._\-*·•/]{1,3}){2,}\w(?!\w)")
+_SPACED: Final = re.compile(r"(?<!\w)(?:[^\W_][ ._\-*·•/]{1,3}){2,60}[^\W_](?!\w)")
+"""Letters set apart, so many at the most: without an end every letter would be searched from."""
 _INVISIBLE: Final = re.compile(
     r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
@@ -35,6 +41,24 @@ def spellings(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((text, plain(text), plain(text, ell=True))))[:3]
 
 
+def normalised(text: str) -> str:
+    """NFKC of a text of any length and origin: what a letter has beyond 30 marks is left out."""
+    if not text.isascii():
+        text = _marks().sub(r"\1", text)
+    return unicodedata.normalize("NFKC", text)
+
+
+@cache
+def _marks() -> re.Pattern[str]:
+    """More marks in a row than a letter may have; the group holds those that stay."""
+    marks = [c for c in map(chr, range(0x300, 0x20000)) if _is_mark(c)]
+    return re.compile(f"([{''.join(marks)}]{{{_MOST_MARKS}}})[{''.join(marks)}]+")
+
+
+def _is_mark(letter: str) -> bool:
+    return all(map(unicodedata.combining, unicodedata.normalize("NFKD", letter)))
+
+
 def plain(text: str, *, ell: bool = False) -> str:
     """Undo what hides words: look-alike letters, digits for letters, letters set apart.
 
@@ -42,7 +66,7 @@ def plain(text: str, *, ell: bool = False) -> str:
         text: as it was read.
         ell: whether 1, ! and | stand for l; else for i.
     """
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    text = _INVISIBLE.sub("", normalised(text))
     text = _SPACED.sub(_closed_up, text)
     return re.sub(r"[^\s,;:()\"]+", lambda word: _plain_word(word[0], ell), text)
 
