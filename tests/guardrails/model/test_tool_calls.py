@@ -192,3 +192,23 @@ def test_whatever_the_arguments_hold_comes_back(arguments: dict[str, Any]) -> No
 def test_no_text_breaks_a_reader(text: str) -> None:
     for form in (*FORMATS, JSON):
         read(form, text, step=7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name" + " " * 190_000 + "x",
+        "call:a" + "\n" * 190_000 + "[ARGS]x",
+        "a[CALL_ID]b" + " " * 190_000 + "x",
+        "<function=" * 19_000,
+        "<function=a>" + "<parameter=" * 17_000,
+        "name" + "<arg_key>" * 21_000,
+        "name<arg_key>" + " " * 190_000,
+        "name" + "<arg_key>a</arg_key><arg_value>" * 6_000,
+        "1 " * 95_000,
+        'a<|"|>' * 30_000,
+    ],
+    ids=lambda text: text[:20].strip(),
+)
+def test_calls_that_make_searching_slow_come_to_an_end(text: str) -> None:
+    assert len(read_calls(text)) < 2

@@ -230,7 +230,7 @@ class AnswerReader:
         self._calls += calls
 
     def _read_region(self, opened: str, body: str) -> list[AnyCall]:
-        if not self.own:
+        if not self.own or len(body) > _LONGEST:
             return read_calls(body)
         return _read_by(self.template, opened + body, self.tools) or read_calls(body)
 
@@ -335,10 +335,8 @@ def _argument_tags(text: str) -> Iterator[AnyCall]:
     """GLM's form: a name, and then each argument's key and value between marks of their own."""
     head, mark, _ = text.partition("<arg_key>")
     if mark and (name := head.strip()) and not name.startswith(("{", "[")):
-        whole = text[
-            : text.rfind("</arg_value>") + len("</arg_value>")
-        ]  # so every search ends soon
-        found = _TAGGED.findall(whole)
+        end = text.rfind("</arg_value>") + len("</arg_value>")  # so that every search ends soon
+        found = _TAGGED.findall(text, 0, end)
         yield ToolCall(name, {key.strip(): _value(value) for key, value in found})
 
 
