@@ -88,6 +88,10 @@ BOMBS: dict[str, tuple[str | None, Callable[[], bytes | str]]] = {
         None,
         lambda: "data:image/png;base64," + "\n \t" * (5 << 20) + b64encode(CLEAN).decode(),
     ),
+    "PPM with a header of blanks": (
+        "not_an_image",
+        lambda: b"P6" + b" " * (20 << 20),
+    ),
     "escapes all through": ("not_an_image", lambda: "data:image/png," + "%89" * (6 << 20)),
     "an address inside an address": (
         "not_an_image",
@@ -96,7 +100,7 @@ BOMBS: dict[str, tuple[str | None, Callable[[], bytes | str]]] = {
 }
 """What it is -> why it is not inspected, None where it is; and the file or the address."""
 
-KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "ICO", "PPM", "AVIF")
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "ICO", "AVIF")
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 
 

@@ -310,7 +310,6 @@ _SEEDS = [
     encoded(photo(24, 16), "BMP"),
     encoded(photo(24, 16), "TIFF"),
     encoded(photo(24, 16), "ICO"),
-    encoded(photo(24, 16), "PPM"),
     animation(2),
     upside(),
 ]

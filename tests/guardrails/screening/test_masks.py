@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -149,3 +150,30 @@ def test_a_second_look_sees_what_a_mask_left_open(testbed_detector: RiskDetector
     [second] = testbed_detector.screen_again([Picture(scene.image, (scene.image,))], [[corner]])
     assert second.status == "flagged"
     assert second.regions
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["fill", "blur"])
+def test_a_second_look_misses_nothing_that_a_whole_one_flags(
+    testbed_detector: RiskDetector, how: Literal["fill", "blur"]
+) -> None:
+    """Of risky places as they were found, and of such as are covered by half."""
+    both, flagged = [], 0
+    for seed in range(12):
+        names = [["bomb", "cat"], ["axe", "key", "syringe"], ["knife", "dog", "cup", "dynamite"]]
+        scene = draw_objects(TEST.rng(700 + seed), TEST, names[seed % 3])
+        [verdict] = testbed_detector.screen([scene.image])
+        halves = [
+            region.model_copy(update={"box": (a, b, (a + c + 1) // 2, d)})
+            for region in verdict.regions
+            for a, b, c, d in [region.box]
+        ]
+        for regions in (verdict.regions, halves):
+            masked = cover_regions(scene.image, regions, how, margin=MARGIN)
+            covers = [with_margin(region.box, scene.image.size) for region in regions]
+            [quick] = testbed_detector.screen_again([Picture(masked, (masked,))], [covers])
+            [whole] = testbed_detector.screen([masked])
+            both.append((quick.status, whole.status))
+            flagged += whole.status == "flagged"
+    assert flagged
+    assert ("clean", "flagged") not in both

@@ -35,8 +35,9 @@ PictureSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 """A path, a file:, data: or remote address, encoded bytes, a PIL picture, or an array (which ones,
 says `arrays.from_array`). Remote addresses are fetched only where `Limits.remote` says so."""
 
-_FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF")
-"""Raster formats whose decoders run in process; EPS and friends start external programs."""
+_FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "ICO", "AVIF")
+"""Raster formats whose decoders run in process; EPS and friends start external programs.
+Headers and texts of PPM are read letter by letter in Python, and no model is sent one."""
 
 _MOST_SCANS: Final = 32
 """How often a JPEG of `Limits.max_pixels` may go over its pixels; smaller ones as much more often.
