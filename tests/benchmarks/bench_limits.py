@@ -6,8 +6,9 @@
 Requests of up to 20 MB, each the most of another kind: CPU seconds and peak memory beyond the
 loaded model, from the message to the decision, with the testbed's detector and default settings on
 one thread, without a deadline. Then by how much scores differ alone and in a batch of 24, whether
-32 threads get other answers than one, and by how much memory grows over many screenings. What is
-not asked for keeps its figures. Writes docs/limits.json.
+32 threads get other answers than one through mixed stacks (detectors, messages with masks, models
+behind defences), and by how much memory grows over many screenings. What is not asked for keeps its
+figures. Writes docs/limits.json.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import argparse
 import base64
 import io
 import json
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +30,32 @@ from PIL import Image
 
 from hostile_files import jpeg_of_scans
 from memory_helpers import FORGET, resident
-from sightrail.guardrails import CachedDetector, Picture, Policy, RiskDetector, Verdict
+from sightrail.guardrails import (
+    CachedDetector,
+    LocalLVLM,
+    Picture,
+    Policy,
+    RiskDetector,
+    Verdict,
+)
 from sightrail.guardrails.carriers.loop import Screened
+from sightrail.guardrails.embedded import TESTBED
+from sightrail.guardrails.evaluation.stacks import (
+    Supplies,
+    artifacts_for,
+    calibration_for,
+    guarded,
+)
+from sightrail.guardrails.screening.asking import Detector
+from sightrail.guardrails.screening.cascade import Cascade, Together
 from sightrail.runnables import ScreenImages
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS
 
 TEST: Final = SPLITS["test"]
 Request = Callable[[], list[bytes]]
+WHOLE: Final = ("screen", "guardalign", "casa", "screen+moras")
+QUESTION: Final = "What is in this picture?"
 
 
 def _rough(width: int, height: int, seed: int, mode: str = "RGB") -> Image.Image:
@@ -55,6 +75,12 @@ def _transparent_animation() -> list[bytes]:
     return [_encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])]
 
 
+def _bmp_of_runs(count: int) -> bytes:
+    """49 megapixels in runs of one and more pixels, which Pillow unpacks in Python."""
+    packed = struct.pack("<IiiHHIIiiII", 40, 7000, 7000, 1, 8, 1, 0, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + packed + bytes(1024) + b"\1\0" * count
+
+
 REQUESTS: Final[dict[str, Request]] = {
     "24 renderings of 2 megapixels": _transparent_animation,
     "24 photographs of 4 megapixels": lambda: [
@@ -65,7 +91,7 @@ REQUESTS: Final[dict[str, Request]] = {
     ],
     "24 panoramas": lambda: [_encoded(_rough(8000, 500, seed), "JPEG") for seed in range(24)],
     "a JPEG of 30 scans of 49 megapixels": lambda: [jpeg_of_scans(22, 7000)],
-    "numbers in words, 20 MB": lambda: [b"P3\n2580 2580\n255\n" + b"0 " * 10_000_000],
+    "a BMP of 10 million runs": lambda: [_bmp_of_runs(10_000_000)],
 }
 
 
@@ -107,32 +133,83 @@ def batch_difference(detector: RiskDetector, count: int) -> float:
     return most
 
 
-def _said(verdict: Verdict) -> tuple[object, ...]:
-    scores = {name: round(score, 4) for name, score in verdict.scores.items()}
-    return verdict.status, verdict.category, scores, verdict.regions
+Ask = Callable[[Picture], object]
+"""One stack: what it says of a picture, in a form that can be compared."""
 
 
-def threads(detector: RiskDetector, seconds: float) -> dict[str, int]:
-    """Calls of 32 threads, with and without a cache, and those that were answered otherwise."""
-    shown = list(pictures(6))
-    known = [_said(verdict) for verdict in detector.screen(shown)]
-    stacks = (detector, CachedDetector(detector, max_items=3))
+def _said(verdicts: Sequence[Verdict]) -> object:
+    return [
+        (v.status, v.category, v.action, v.regions, {k: round(s, 4) for k, s in v.scores.items()})
+        for v in verdicts
+    ]
+
+
+def _whole(name: str, bare: LocalLVLM, supplies: Supplies) -> Ask:
+    """A model behind a stack of defences: its answer and the verdicts."""
+    lvlm = guarded(name, bare, supplies)
+
+    def ask(picture: Picture) -> object:
+        content = [{"type": "image", "image": picture.image}, {"type": "text", "text": QUESTION}]
+        answer = lvlm.chat([{"role": "user", "content": content}], max_new_tokens=8)
+        return answer.text, _said(answer.verdicts)
+
+    return ask
+
+
+def _in_a_message(screen: ScreenImages) -> Ask:
+    def ask(picture: Picture) -> object:
+        data = base64.b64encode(_encoded(picture.image, "PNG")).decode()
+        block = {"type": "image", "base64": data, "mime_type": "image/png"}
+        [found] = screen.screen([HumanMessage([block])])
+        assert isinstance(found, Screened)
+        return _said(found.verdicts)
+
+    return ask
+
+
+def mixed_stacks(detector: RiskDetector) -> dict[str, Ask]:
+    """Detectors alone and made of others, messages with masks, and models behind defences."""
+    cached = CachedDetector(detector, max_items=3)
+    made: dict[str, Detector] = {
+        "detector": detector,
+        "cached": cached,
+        "together": Together(cached, detector),
+        "cascade": Cascade(detector, cached, band=(0.0, 0.2)),
+    }
+    supplies = Supplies(cached, artifacts_for(TESTBED), calibration_for(TESTBED), TESTBED)
+    bare = LocalLVLM.from_pretrained(TESTBED)
+    return {
+        **{name: lambda p, one=one: _said(one.screen([p])) for name, one in made.items()},
+        "messages": _in_a_message(ScreenImages(detector=made["together"])),
+        **{name: _whole(name, bare, supplies) for name in WHOLE},
+    }
+
+
+def threads(detector: RiskDetector, seconds: float) -> dict[str, object]:
+    """Calls of 32 threads through mixed stacks, and those that were answered otherwise."""
+    shown, stacks = list(pictures(6)), list(mixed_stacks(detector).items())
+    known = {name: [ask(picture) for picture in shown] for name, ask in stacks}
     end, calls, other = time.monotonic() + seconds, [0] * 32, [0] * 32
 
-    def ask(number: int) -> None:
+    def work(number: int) -> None:
         rng = np.random.default_rng(number)
         while time.monotonic() < end:
-            chosen = rng.permutation(len(shown))[: 1 + number % 3]
-            found = stacks[number % len(stacks)].screen([shown[n] for n in chosen])
+            name, ask = stacks[(number + calls[number]) % len(stacks)]
+            chosen = int(rng.integers(len(shown)))
+            other[number] += ask(shown[chosen]) != known[name][chosen]
             calls[number] += 1
-            other[number] += [_said(v) for v in found] != [known[n] for n in chosen]
 
-    running = [threading.Thread(target=ask, args=[number]) for number in range(32)]
+    running = [threading.Thread(target=work, args=[number]) for number in range(32)]
     for thread in running:
         thread.start()
     for thread in running:
         thread.join()
-    return {"seconds": round(seconds), "calls": sum(calls), "answered_otherwise": sum(other)}
+    return {
+        "seconds": round(seconds),
+        "stacks": [name for name, _ in stacks],
+        "calls": sum(calls),
+        "answered_otherwise": sum(other),
+    }
 
 
 def growth(detector: RiskDetector, screenings: int) -> dict[str, object]:
