@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: demo test test-long coverage check lowest docs site wheel
+.PHONY: demo test test-long coverage check floors lowest docs site wheel
 
 demo: $(STAMP)
 	$(BIN)/sightrail demo --out out/demo
@@ -21,7 +21,11 @@ test-long: $(STAMP)
 coverage: $(STAMP)
 	$(BIN)/nox -s coverage -- $(PYTEST_ARGS)
 
-# The everyday suite on the oldest dependencies, in an environment of its own.
+# A part of the suite on the oldest dependencies, in an environment of its own.
+floors: $(STAMP)
+	$(BIN)/nox -s floors
+
+# The everyday suite on the oldest dependencies, in that environment.
 lowest: $(STAMP)
 	$(BIN)/nox -s lowest -- $(PYTEST_ARGS)
 

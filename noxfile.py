@@ -1,6 +1,6 @@
 """Everything that has to hold before a change is merged, each part alone: ``nox -l`` lists them.
 
-All but ``lowest`` run in the environment that nox itself is in, the one that ``make`` sets up.
+All but ``floors`` and ``lowest`` run in the environment that nox itself is in, the one that ``make`` sets up.
 """
 
 from __future__ import annotations
@@ -14,11 +14,40 @@ import nox
 
 nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "contracts", "tests", "lowest", "site", "wheel"]
+nox.options.sessions = ["lint", "types", "contracts", "tests", "floors", "site", "wheel"]
 
 ROOT = Path(__file__).parent
 LOWEST = ROOT / ".venv-lowest"
 CONSTRAINTS = ROOT / "constraints-lowest.txt"
+#: Tests that between them use every dependency but Ray and what needs a GPU; a few minutes.
+FLOORS = (
+    "tests/test_exports.py",
+    "tests/guardrails/test_guarantees.py",
+    "tests/guardrails/test_intake.py",
+    "tests/guardrails/test_policy.py",
+    "tests/guardrails/test_roc.py",
+    "tests/guardrails/test_contract.py",
+    "tests/guardrails/test_verdict_drawing.py",
+    "tests/guardrails/fitting/test_examples.py",
+    "tests/guardrails/intake/test_pdf.py",
+    "tests/guardrails/screening/test_patches_and_regions.py",
+    "tests/guardrails/screening/test_testbed_detector.py",
+    "tests/guardrails/screening/test_transport.py",
+    "tests/guardrails/screening/test_verdict_store.py",
+    "tests/guardrails/screening/reading/test_text_in_picture.py::test_it_travels_and_serves_threads",
+    "tests/runnables/test_carriers.py",
+    "tests/runnables/test_chat_lvlm.py",
+    "tests/runnables/test_structures.py",
+    "tests/runnables/test_tracing.py",
+    "tests/integrations/cli/test_screen.py",
+    "tests/integrations/langchain/test_middleware.py",
+    "tests/integrations/llama_index/test_lvlm.py",
+    "tests/integrations/llama_index/test_nodes.py",
+    "tests/integrations/server/test_local.py",
+)
+#: Of the contract suite, which runs every defence on every family, one family.
+ONE_FAMILY = "not test_contract or qwen2_vl"
+
 #: Gigabytes of libraries that torch brings; see ``lowest``.
 CUDA = ("nvidia-", "cuda-", "triton")
 
@@ -74,14 +103,24 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def floors(session: nox.Session) -> None:
+    """A part of the suite that uses every dependency, on the oldest that pyproject allows."""
+    _on_the_oldest(session, "-k", ONE_FAMILY, *FLOORS)
+
+
+@nox.session(default=False)
 def lowest(session: nox.Session) -> None:
     """The everyday suite on the oldest dependencies that pyproject allows."""
+    _on_the_oldest(session, *session.posargs)
+
+
+def _on_the_oldest(session: nox.Session, *args: str) -> None:
     python = _lowest_environment(session)
     roots = [str(ROOT / root) for root in ("guardrails", "runnables", "integrations")]
     env = {"PYTHONPATH": ":".join(roots)}
     # What old releases deprecate is not ours to mend.
-    args = ["-n", "logical", "-W", "default", *session.posargs]
-    session.run(python, "-m", "pytest", *args, external=True, env=env)
+    options = ["-n", "logical", "-W", "default"]
+    session.run(python, "-m", "pytest", *options, *args, external=True, env=env)
 
 
 def _lowest_environment(session: nox.Session) -> str:
@@ -99,7 +138,7 @@ def _lowest_environment(session: nox.Session) -> str:
     pins = LOWEST / "pins.txt"
     lines = [line for line in text.splitlines() if not _is_here_already(line)]
     pins.write_text("\n".join(lines), encoding="utf-8")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     session.run(*pip, "--requirement", str(pins), external=True)
     here, there = _packages(Path(sys.prefix)), _packages(LOWEST)
     for library in here.glob("nvidia/**/*.so*"):

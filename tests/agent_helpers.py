@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sightrail.integrations.langchain import ImageGuardMiddleware
 class Brain(GenericFakeChatModel):
     """Says what it was told to say, and keeps what it was asked."""
 
+    messages: Iterator[AIMessage | str] = Field(exclude=True)  # tracers of old releases read it up
     asked: list[list[BaseMessage]] = Field(default_factory=list)
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
