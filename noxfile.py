@@ -1,6 +1,7 @@
 """Everything that has to hold before a change is merged, each part alone: ``nox -l`` lists them.
 
-All but ``floors`` and ``lowest`` run in the environment that nox itself is in, the one that ``make`` sets up.
+All but ``floors`` and ``lowest`` run in the environment that nox itself is in, the one that
+``make`` sets up.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from trace_modules import modules_of
 MESSAGE = HumanMessage(["what?", CARRIERS["standard base64"](RISKY)])
 NODE = NodeWithScore(node=ImageNode(image=text64(RISKY)), score=1.0)
 WAYS: dict[str, tuple[int, Callable[[], Any]]] = {
-    "ScreenImages": (9, lambda: ScreenImages(detector=RedDetector()).invoke([MESSAGE])),
+    "ScreenImages": (7, lambda: ScreenImages(detector=RedDetector()).invoke([MESSAGE])),
     "ImageRiskPostprocessor": (
-        12,
+        8,
         lambda: ImageRiskPostprocessor(detector=RedDetector()).postprocess_nodes([NODE]),
     ),
     "ChatLVLM": (
-        9,
+        8,
         lambda: ChatLVLM(
             model=LocalLVLM(*tiny("llava"), guardrails=[RedDetector()]), max_tokens=1
         ).invoke([MESSAGE]),

@@ -23,7 +23,6 @@ from .answers import Answer, AnswerChunk
 from .chat_form import shaped, style_of
 from .families import Host, context_length, image_token_ids, is_known, text_tower, unwrapped
 from .gathering import Gathering, Place
-from .grammar import ResponseFormat, read_response_format
 from .loading import load_model
 from .messages import Conversation, GenerationOptions, Messages, read_messages, read_options
 from .pipeline import Pipeline
@@ -32,7 +31,14 @@ from .prompt import PromptBuilder, tokenizer_lock
 from .screening_step import decode_conversation
 from .stack import build_stack
 from .stopping import StreamCancel, in_thread, stream_in_thread
-from .tools import ToolChoice, ToolSource, read_tool_choice, read_tools
+from .tools import (
+    ResponseFormat,
+    ToolChoice,
+    ToolSource,
+    read_response_format,
+    read_tool_choice,
+    read_tools,
+)
 
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin

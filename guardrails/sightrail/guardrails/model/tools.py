@@ -1,4 +1,6 @@
-"""Tools that a local model may call, the calls it makes, and which of them it has to make."""
+"""What a caller asks of an answer beside its words: tools that may be called, which of them have to
+be, and a JSON schema; and the calls that a model makes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
@@ -20,6 +22,11 @@ _ID_LETTERS: Final = string.ascii_letters + string.digits
 
 ToolSource: TypeAlias = "Mapping[str, Any] | type[BaseModel] | Tool"
 """A tool as callers write it: OpenAI's form, its inner part, or a pydantic model."""
+
+ResponseFormat: TypeAlias = "Mapping[str, Any] | type[BaseModel]"
+"""A JSON schema, a pydantic model, or OpenAI's ``json_schema`` and ``json_object`` forms."""
+
+_ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 
 
 @dataclass(frozen=True)
@@ -205,3 +212,83 @@ def _tool(tool: Any) -> Tool:
         )
     description, parameters = inner.get("description"), inner.get("parameters")
     return Tool(inner["name"], str(description or ""), parameters or dict(_NO_PARAMETERS))
+
+
+def read_response_format(given: ResponseFormat | None) -> dict[str, Any] | None:
+    """The JSON schema that a caller asks for; None where any text will do.
+
+    Raises:
+        ConfigurationError: it is no schema, or one that nothing finite satisfies.
+    """
+    if given is None:
+        return None
+    if isinstance(given, type) and issubclass(given, BaseModel):
+        return _checked(given.model_json_schema())
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"response_format is a JSON schema or a pydantic model, got {type(given).__name__}."
+        )
+    match given.get("type"):
+        case "text" if len(given) == 1:
+            return None
+        case "json_object" if len(given) == 1:
+            return dict(_ANY_OBJECT)
+        case "json_schema":
+            inner = given.get("json_schema", given)
+            schema = inner.get("schema") if isinstance(inner, Mapping) else None
+            if not isinstance(schema, Mapping):
+                raise ConfigurationError(
+                    'response_format of type json_schema needs {"json_schema": {"schema": ...}}.'
+                )
+            return _checked(schema)
+    return _checked(given)
+
+
+def _checked(schema: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"The schema is no JSON: {error}") from error
+    if not _finite(schema, schema, frozenset()):
+        raise ConfigurationError(
+            "The schema asks for itself without end, so nothing satisfies it; make the field that "
+            "refers back optional, or a list that may be empty."
+        )
+    return dict(schema)
+
+
+def _finite(part: Any, whole: Mapping[str, Any], above: frozenset[str]) -> bool:
+    """Whether something finite can satisfy a schema: what it requires must end somewhere."""
+    if not isinstance(part, Mapping):
+        return True
+    if isinstance(reference := part.get("$ref"), str):
+        if reference in above:
+            return False
+        if not _finite(_resolved(reference, whole), whole, above | {reference}):
+            return False
+    for key in ("anyOf", "oneOf"):
+        options = part.get(key)
+        if not isinstance(options, list) or not options:
+            continue
+        if not any(_finite(option, whole, above) for option in options):
+            return False
+    return all(_finite(needed, whole, above) for needed in _required(part))
+
+
+def _required(part: Mapping[str, Any]) -> Iterator[Any]:
+    properties, names = part.get("properties"), part.get("required")
+    if isinstance(properties, Mapping) and isinstance(names, list):
+        yield from (properties[name] for name in names if name in properties)
+    if isinstance(part.get("minItems"), int) and part["minItems"] > 0:
+        yield part.get("items")
+        yield from part.get("prefixItems") or ()
+    yield from part.get("allOf") or ()
+
+
+def _resolved(reference: str, whole: Mapping[str, Any]) -> Any:
+    found: Any = whole
+    for key in reference.removeprefix("#").split("/")[1:]:
+        found = found.get(key.replace("~1", "/").replace("~0", "~"), {}) if found else {}
+        if not isinstance(found, Mapping):
+            return {}
+    return found
