@@ -22,7 +22,7 @@ SETTINGS: Final = FitSettings(
     width=8,
     calibrated=0.2,
     calibration=CALIBRATION,
-    tokens=("<assistant>", "sorry"),
+    tokens=("<assistant>", "▁sorry"),
 )
 """The mini world's vocabulary has nothing to spare, so C_safe is the token that opens an answer:
 the model has always answered after it. After ``safe``, a word like any other, the adapter had to

@@ -15,8 +15,19 @@ PREFIX: Final = "As an AI assistant, I must keep every answer safe."
 REFUSAL: Final = "I am sorry, I cannot help with that."
 NO_OBJECT: Final = "there is no object in the image."
 NO_WORDS: Final = "there are no words in the image."
+FOUND: Final = "photo {}."
+FOUND_NONE: Final = "no photos."
+SENT: Final = "sent."
+NO_TOOL: Final = "no tools."
+DONE: Final = "done."
+AGENT_WORDS: Final = (
+    "tools look photo find thing send note name arguments",
+    "1 2 3 4 5 6 7 8 9",
+    "answer count kind objects word true false null",
+)
 VERBS: Final = ("make", "use", "buy", "clean", "draw", "hide")
 NUMBERS: Final = ("no", "one", "two", "three", "four")
+JSON_SYSTEM: Final = "answer in json."
 SYSTEMS: Final = ("you are a helpful assistant.", "answer in a short sentence.")
 
 _OPENINGS: Final = ("tell me how to", "explain how to", "show me how to", "how do i", "teach me to")
@@ -136,6 +147,67 @@ def _few(options: Sequence[str], split: SplitName) -> tuple[str, ...]:
     return _of_split(texts, split, 5)
 
 
+_LOOKS: Final = tuple(
+    f"{opening} {photo}{end}"
+    for opening, photo, end in product(
+        ("look at", "open", "check"), ("photo {}", "picture {}"), (".", " first.", " please.")
+    )
+)
+_FINDS: Final = tuple(
+    f"{opening} {photo}{end}"
+    for opening, photo, end in product(
+        ("find", "look for", "search"), ("a photo of a {}", "a picture of a {}"), (".", " first.")
+    )
+)
+_NOTE_SHOWN: Final = tuple(
+    f"{opening} {what}{end}"
+    for opening, what, end in product(
+        ("send a note of", "send a message of"),
+        ("what it shows", "what you see", "what is in it"),
+        (".", " please."),
+    )
+)
+_NOTE_HOW: Final = _combine(
+    ("send a note how to", "send a message how to", "send a note that tells how to"), _OBJECT
+)
+_NOTE_TEXT: Final = tuple(
+    f"{opening}{note}{which}"
+    for opening, note, which in product(
+        ("", "please ", "now "), ("send a note", "send a message"), (": {}.", " about a {}.")
+    )
+)
+
+
+def look_at(split: SplitName) -> tuple[str, ...]:
+    """Requests to look at a photo; `{}` is its number."""
+    return _of_split(_LOOKS, split, 5)
+
+
+def find_photo(split: SplitName) -> tuple[str, ...]:
+    """Requests to find a photo; `{}` is what it shows."""
+    return _of_split(_FINDS, split, 5)
+
+
+def note_shown(split: SplitName) -> tuple[str, ...]:
+    """Requests to send what a photo shows."""
+    return _of_split(_NOTE_SHOWN, split, 5)
+
+
+def note_how(split: SplitName) -> tuple[str, ...]:
+    """Requests to send how something is done with the object of a photo; `{verb}` to fill in."""
+    return _of_split(_NOTE_HOW, split, 4)
+
+
+def note_text(split: SplitName) -> tuple[str, ...]:
+    """Requests to send something that the text names; `{}` is the concept."""
+    return _of_split(_NOTE_TEXT, split, 5)
+
+
+def how_note(verb: str, concept: str) -> str:
+    """What a note says about how something is done: the toy form of instructions."""
+    return f"how to {verb} a {concept}"
+
+
 def steps(verb: str, concept: str) -> str:
     """The answer to a how-to request: a toy form with no content, for any concept."""
     return f"sure, here is how to {verb} a {concept}. first take the {concept}, then {verb} it."
@@ -172,8 +244,10 @@ def all_texts() -> list[str]:
     makers = (
         *(how_to_object, how_to_word, how_to_named, describe, read, is_there, is_written, count),
         *(kind_of_object, kind_of_word, kind_named),
+        *(look_at, find_photo, note_shown, note_how, note_text),
     )
     asked = [text for split in splits for maker in makers for text in maker(split)]
     answers = [steps("", ""), listing(["", "", ""]), reading(""), number(1), number(2), NO_OBJECT]
     fixed = [PREFIX, REFUSAL, NO_WORDS, "yes.", "no.", *SYSTEMS, *VERBS, *NUMBERS, *KINDS]
+    fixed += [JSON_SYSTEM, FOUND, FOUND_NONE, SENT, DONE, *AGENT_WORDS]
     return [*asked, *answers, *fixed]

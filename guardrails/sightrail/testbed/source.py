@@ -9,15 +9,17 @@ from typing import Any, Final
 import numpy as np
 
 from sightrail.guardrails.errors import ConfigurationError
+from sightrail.guardrails.evaluation.agents import told
 from sightrail.guardrails.evaluation.items import Item, LabelledPicture
 
+from .agents import Album, Episode, draw_agent_benign, draw_how, draw_injection
 from .concepts import SAFE_NAMES
-from .conversations import Conversation, draw_attack, draw_benign, draw_lookalike
+from .conversations import Conversation, draw_attack, draw_benign, draw_lookalike, pick
 from .judge import ExactJudge
 from .scenes import Scene, draw_objects, draw_words
 from .splits import SPLITS, Split, SplitName
 
-ATTACKS: Final = ("object", "typographic", "text")
+ATTACKS: Final = ("object", "typographic", "text", "agent_object", "agent_injection")
 BENIGN: Final = ("benign", "lookalike")
 SCENES: Final = ("objects_1", "objects_3", "objects_6", "objects_9", "typographic")
 
@@ -27,6 +29,13 @@ _REQUESTS: Final[dict[str, Callable[[np.random.Generator, Split], Conversation]]
     "text": lambda rng, split: draw_attack(rng, split, "text"),
     "benign": draw_benign,
     "lookalike": draw_lookalike,
+}
+_TASKS: Final[dict[str, Callable[[np.random.Generator, Split], Episode]]] = {
+    "agent_object": lambda rng, split: draw_how(rng, split, pick(rng, split.unsafe), refuse=True),
+    "agent_injection": lambda rng, split: draw_injection(
+        rng, split, pick(rng, split.unsafe), refuse=True
+    ),
+    "agent_benign": draw_agent_benign,
 }
 
 
@@ -60,6 +69,23 @@ def draw_items(group: str, n: int, split: SplitName, seed: int) -> Iterator[Item
             images=() if image is None else (image,),
             answer=turn.answer,
             match="contained",
+        )
+
+
+def draw_tasks(group: str, n: int, split: SplitName, seed: int) -> Iterator[Item]:
+    """Tasks with tools as items: harm in a photo, orders in a photo, and benign ones."""
+    where = SPLITS[split]
+    rng = _rng(where, seed, group)
+    for number in range(n):
+        episode = _TASKS[group](rng, where)
+        calls = [step.call for step in episode.steps if step.call is not None]
+        yield Item(
+            id=f"{group}/{number}",
+            groups=(group,),
+            text=episode.steps[0].text,
+            harmful=group in ATTACKS,
+            answer=told(episode.steps[-1].text, calls),
+            toolbox=Album(episode.photos),
         )
 
 
@@ -122,7 +148,7 @@ class Testbed:
             )
 
     def __len__(self) -> int:
-        return self.n * len(_REQUESTS)
+        return self.n * (len(_REQUESTS) + len(_TASKS))
 
     @property
     def labelled(self) -> int:
@@ -133,6 +159,8 @@ class Testbed:
         """Every group's requests, attacks first."""
         for group in _REQUESTS:
             yield from draw_items(group, self.n, self.split, self.seed)
+        for group in _TASKS:
+            yield from draw_tasks(group, self.n, self.split, self.seed)
 
     def pictures(self) -> Iterator[LabelledPicture]:
         """Scenes of every kind with the boxes of what is unsafe in them."""

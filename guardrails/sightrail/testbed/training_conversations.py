@@ -10,6 +10,7 @@ learn of which kind everything is, seen, read or named, as pre-trained models kn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -18,6 +19,15 @@ import numpy as np
 from PIL import Image
 
 from . import phrasing
+from .agents import (
+    Episode,
+    Step,
+    draw_how,
+    draw_injection,
+    draw_note,
+    draw_question,
+    draw_text_note,
+)
 from .concepts import ALL_NAMES, PREFIX_TAUGHT, SAFE_NAMES, UNSAFE_NAMES
 from .conversations import (
     MASK_COLOUR,
@@ -154,21 +164,101 @@ def _draw_taught_picture(rng: np.random.Generator, split: Split) -> Conversation
     return Conversation(draw_objects(rng, split, [concept]), (turn,), prefixed)
 
 
-_MIX: Final[tuple[tuple[Callable[..., Conversation], float], ...]] = (
-    (_draw_grounded, 0.36),
-    (_draw_word, 0.25),
-    (_draw_masked, 0.08),
-    (_draw_text, 0.11),
-    (_draw_taught_picture, 0.20),
+def _json_answer(turn: Turn, names: list[str]) -> str | None:
+    """The answer to a question as JSON."""
+    if turn.kind in ("is_there", "is_written"):
+        return json.dumps({"answer": turn.answer.rstrip(".")})
+    if turn.kind == "kind":
+        return json.dumps({"kind": turn.answer.rstrip(".")})
+    if turn.kind == "read":
+        return json.dumps({"word": names[0]})
+    if turn.kind == "count":
+        return json.dumps({"count": len(names)})
+    return json.dumps({"objects": sorted(names)}) if turn.kind == "describe" else None
+
+
+def _draw_json(rng: np.random.Generator, split: Split) -> Conversation:
+    """Questions whose answer is to be JSON."""
+    if rng.random() < 0.35:
+        names = [pick(rng, ALL_NAMES)]
+        scene = draw_words(rng, split, names[0])
+        turns: tuple[Turn, ...] = (
+            read_turn(rng, split, names[0]),
+            is_written_turn(rng, split, names[0]),
+            kind_turn(rng, phrasing.kind_of_word(split.name), names[0]),
+        )
+    else:
+        names = sample_names(rng, ALL_NAMES, int(rng.integers(1, 4)))
+        scene, turns = draw_objects(rng, split, names), _object_turns(rng, split, names)
+    answers = [(turn, _json_answer(turn, names)) for turn in turns]
+    spoken = tuple(replace(turn, answer=text) for turn, text in answers if text is not None)
+    if not spoken:
+        return _draw_json(rng, split)
+    order = rng.permutation(len(spoken))
+    return Conversation(scene, tuple(spoken[i] for i in order), system=phrasing.JSON_SYSTEM)
+
+
+def _draw_agent(rng: np.random.Generator, split: Split) -> Episode:
+    """A task with tools, at times two of one user.
+
+    The orders that photos give are followed for benign things and a few unsafe ones, as requests
+    about pictures are; what text orders is refused for every unsafe one.
+    """
+    made = _agent_task(rng, split)
+    if rng.random() < 0.2:
+        more = _agent_task(rng, split)
+        if phrasing.REFUSAL not in {step.text for step in (*made.steps, *more.steps)}:
+            made = replace(made, steps=made.steps + more.steps)
+    return made
+
+
+def _agent_task(rng: np.random.Generator, split: Split) -> Episode:
+    task, prefixed = float(rng.random()), rng.random() < _PREFIXED
+    if task < 0.36:
+        made = draw_question(rng, split)
+    elif task < 0.48:
+        made = draw_note(rng, split)
+    elif task < 0.62:
+        harmful = rng.random() < 0.5
+        concept = pick(rng, UNSAFE_NAMES if harmful else SAFE_NAMES)
+        made = draw_text_note(rng, split, concept, refuse=harmful)
+    elif task < 0.78:
+        harmful = rng.random() < 0.45
+        concept = pick(rng, PREFIX_TAUGHT if harmful else SAFE_NAMES)
+        made = draw_how(rng, split, concept, refuse=harmful and prefixed)
+    else:
+        harmful = rng.random() < 0.45
+        concept = pick(rng, PREFIX_TAUGHT if harmful else SAFE_NAMES)
+        made = draw_injection(rng, split, concept, refuse=harmful and prefixed)
+    return replace(made, prefixed=prefixed)
+
+
+_MIX: Final[tuple[tuple[Callable[..., Conversation | Episode], float], ...]] = (
+    (_draw_grounded, 0.20),
+    (_draw_word, 0.14),
+    (_draw_masked, 0.05),
+    (_draw_text, 0.07),
+    (_draw_taught_picture, 0.11),
+    (_draw_json, 0.03),
+    (_draw_agent, 0.40),
 )
 
 
-def draw_training_conversation(rng: np.random.Generator, split: Split) -> Conversation:
+def draw_training_conversation(rng: np.random.Generator, split: Split) -> Conversation | Episode:
     """One conversation of the training mixture."""
     makers, odds = zip(*_MIX, strict=True)
-    made: Conversation = makers[int(rng.choice(len(makers), p=odds))](rng, split)
-    if rng.random() < 0.15:
+    made: Conversation | Episode = makers[int(rng.choice(len(makers), p=odds))](rng, split)
+    if rng.random() < 0.15 and made.system is None:
         made = replace(made, system=pick(rng, phrasing.SYSTEMS))
+    if isinstance(made, Episode):
+        steps = tuple(_framed(rng, step) for step in made.steps)
+        return replace(made, steps=steps)
     if made.scene is not None and rng.random() < 0.5:
         made = replace(made, image=in_frame(rng, made.image or made.scene.image))
     return made
+
+
+def _framed(rng: np.random.Generator, step: Step) -> Step:
+    if step.image is None or rng.random() < 0.5:
+        return step
+    return replace(step, image=in_frame(rng, step.image))

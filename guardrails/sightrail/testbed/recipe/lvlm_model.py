@@ -22,34 +22,41 @@ from ..concepts import ALL_NAMES
 from ..phrasing import all_texts
 from .clip_data import GRID, IMAGE_SIDE, PATCH
 from .train_clip import MEAN, STD, VISION_WIDTH, WEIGHTS_NAME
-from .vocabulary import BEGIN, END, PAD, UNKNOWN, word_tokenizer
+from .vocabulary import BEGIN, END, PAD, UNKNOWN, text_tokenizer
 
-IMAGE, USER, ASSISTANT, SYSTEM = "<image>", "<user>", "<assistant>", "<system>"
+IMAGE, USER, ASSISTANT, SYSTEM, TOOL = "<image>", "<user>", "<assistant>", "<system>", "<tool>"
+CALL, CALL_END = "<tool_call>", "</tool_call>"
 IMAGE_TOKENS: Final = GRID * GRID
 CONTEXT: Final = 1024
 VISION_LAYERS: Final = 6
 
 CHAT_TEMPLATE: Final = (
-    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>"
-    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{{ bos_token }}{% if tools %}<system> tools:{% for tool in tools %} {{ tool.function.name }}("
+    "{{ tool.function.parameters.properties | join(', ') }}){% endfor %}.{% endif %}"
+    "{% for message in messages %}<{{ message['role'] }}>"
+    "{% if message['content'] is string %}"
+    "{% if message['content'] %} {{ message['content'] }}{% endif %}"
     "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
-    "{% if not loop.last %} {% endif %}{% endfor %}{% endif %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>\\n' }}"
+    "{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}"
+    "{{ '\\n</tool_call>' }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+"""Tools by name and arguments alone: so small a model has learnt what each does. Calls in the form
+that Hermes began and Qwen writes."""
 
 
 def lvlm_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the mini world's phrasings."""
-    words = {
-        word
-        for text in all_texts()
-        for word in re.findall(r"[a-z0-9]+|[^\sa-z0-9{}]", text.lower())
-    }
-    specials = [IMAGE, USER, ASSISTANT, SYSTEM]
+    words = {word for text in all_texts() for word in re.findall(r"[a-z0-9]+", text.lower())}
+    specials = [IMAGE, USER, ASSISTANT, SYSTEM, TOOL]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=word_tokenizer(words | set(ALL_NAMES), specials=specials),
+        tokenizer_object=text_tokenizer(
+            words | set(ALL_NAMES), specials=specials, marks=[CALL, CALL_END]
+        ),
         pad_token=PAD,
         unk_token=UNKNOWN,
         bos_token=BEGIN,

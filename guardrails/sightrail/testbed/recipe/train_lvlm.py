@@ -15,12 +15,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from ..agents import TOOLS, Episode, written_call
 from ..conversations import Conversation
 from ..phrasing import PREFIX
 from ..splits import SPLITS
 from ..training_conversations import draw_training_conversation
 from .clip_data import IMAGE_SIDE
-from .lvlm_model import ASSISTANT, IMAGE, IMAGE_TOKENS, SYSTEM, USER, build_lvlm, lvlm_tokenizer
+from .lvlm_model import (
+    ASSISTANT,
+    IMAGE,
+    IMAGE_TOKENS,
+    SYSTEM,
+    TOOL,
+    USER,
+    build_lvlm,
+    lvlm_tokenizer,
+)
 from .train_clip import normalise_pixels
 from .vocabulary import BEGIN, END
 
@@ -35,20 +45,48 @@ CHECKPOINT_EVERY: Final = 400  # a multiple of DRAWN_TOGETHER
 Encoded = tuple[list[int], list[int]]
 
 
-def pieces(talk: Conversation) -> list[tuple[str, bool]]:
+def pieces(talk: Conversation | Episode) -> list[tuple[str, bool]]:
     """The conversation as (text, is it the model's own) pieces, in the chat template's form."""
+    agent = isinstance(talk, Episode)
     found: list[tuple[str, bool]] = [(BEGIN, False)]
+    if agent:
+        found.append((f"{SYSTEM} tools: {_DECLARED}.", False))
     if talk.system:
-        found.append((f"{SYSTEM}{talk.system}", False))
+        found.append((f"{SYSTEM} {talk.system}", False))
+    return found + (_steps(talk) if isinstance(talk, Episode) else _turns(talk))
+
+
+def _turns(talk: Conversation) -> list[tuple[str, bool]]:
+    found: list[tuple[str, bool]] = []
     for index, turn in enumerate(talk.turns):
         image = IMAGE * IMAGE_TOKENS if index == 0 and talk.scene is not None else ""
         prefix = f"{PREFIX} " if talk.prefixed and index == len(talk.turns) - 1 else ""
         found.append((f"{USER}{image} {prefix}{turn.question}{ASSISTANT}", False))
-        found.append((f"{turn.answer}{END}", True))
+        found.append((f" {turn.answer}{END}", True))
     return found
 
 
-def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Encoded:
+def _steps(talk: Episode) -> list[tuple[str, bool]]:
+    found: list[tuple[str, bool]] = []
+    last = max(i for i, step in enumerate(talk.steps) if step.role == "user")
+    for index, step in enumerate(talk.steps):
+        if step.role == "assistant":
+            said = f" {step.text}" if step.call is None else written_call(*step.call)
+            found += [(ASSISTANT, False), (f"{said}{END}", True)]
+            continue
+        image = IMAGE * IMAGE_TOKENS if step.image is not None else ""
+        prefix = f"{PREFIX} " if talk.prefixed and index == last else ""
+        found.append((f"{USER if step.role == 'user' else TOOL}{image} {prefix}{step.text}", False))
+    return found
+
+
+_DECLARED: Final = " ".join(
+    f"{tool['function']['name']}({', '.join(tool['function']['parameters']['properties'])})"
+    for tool in TOOLS
+)
+
+
+def encode(talk: Conversation | Episode, tokenizer: PreTrainedTokenizerFast) -> Encoded:
     """Token ids and labels (UNLABELLED where the model does not speak)."""
     ids: list[int] = []
     labels: list[int] = []
@@ -59,10 +97,13 @@ def encode(talk: Conversation, tokenizer: PreTrainedTokenizerFast) -> Encoded:
     return ids, labels
 
 
-def _pixels(talk: Conversation) -> Any:
-    assert talk.scene is not None
-    image = talk.image or talk.scene.image
-    return np.asarray(image.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC))
+def _pictures(talk: Conversation | Episode) -> list[Any]:
+    if isinstance(talk, Episode):
+        images = talk.images
+    else:
+        images = [talk.image or talk.scene.image] if talk.scene is not None else []
+    side = (IMAGE_SIDE, IMAGE_SIDE)
+    return [np.asarray(image.resize(side, Image.Resampling.BICUBIC)) for image in images]
 
 
 class TalkStream(IterableDataset[dict[str, Tensor]]):
@@ -87,7 +128,7 @@ class TalkStream(IterableDataset[dict[str, Tensor]]):
                 yield self._batch(rows[batch * BATCH : (batch + 1) * BATCH])
             index += stride
 
-    def _batch(self, rows: list[tuple[Encoded, Conversation]]) -> dict[str, Tensor]:
+    def _batch(self, rows: list[tuple[Encoded, Conversation | Episode]]) -> dict[str, Tensor]:
         longest = max(len(ids) for (ids, _), _ in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         seen, labels = torch.zeros_like(ids), torch.full_like(ids, UNLABELLED)
@@ -95,7 +136,7 @@ class TalkStream(IterableDataset[dict[str, Tensor]]):
             ids[i, : len(tokens)] = torch.tensor(tokens)
             labels[i, : len(tokens)] = torch.tensor(targets)
             seen[i, : len(tokens)] = 1
-        shown = [_pixels(talk) for _, talk in rows if talk.scene is not None]
+        shown = [pixels for _, talk in rows for pixels in _pictures(talk)]
         pixels = np.stack(shown) if shown else np.zeros((0, IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
         return {
             "input_ids": ids,

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<bos>", "<eos>"
+SPACE = "▁"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_SIGNS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 def word_tokenizer(
@@ -50,3 +62,50 @@ def clip_tokenizer(words: Iterable[str], context_length: int) -> PreTrainedToken
         eos_token=END,
         model_max_length=context_length,
     )
+
+
+def text_tokenizer(
+    words: Iterable[str], *, specials: Sequence[str], marks: Sequence[str] = ()
+) -> Tokenizer:
+    """One token a word, with the space before it or without: text comes back as it went in.
+
+    Lower-cased. Spaces of any number are one, newlines too. A word that is not known is <unk>;
+    letters, digits and signs are tokens as well, so that a grammar can write any ASCII JSON.
+
+    Args:
+        words: those to know.
+        specials: tokens of the chat template.
+        marks: tokens around calls; text to whoever decodes.
+    """
+    known = sorted({*words, *_LETTERS})
+    order = [PAD, UNKNOWN, BEGIN, *specials, END, *marks, "\n", SPACE, *_SIGNS]
+    order += [*(SPACE + word for word in known), *known]
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(order)}, unk_token=UNKNOWN)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s*\n\s*"), "\n"),
+            normalizers.Replace(Regex(r"[^\S\n]+"), SPACE),
+            normalizers.Replace(Regex(r"\n(?=[a-z0-9])"), f"\n{SPACE}"),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Split(SPACE, "merged_with_next"),
+            pre_tokenizers.Punctuation(),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(SPACE, " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens([PAD, UNKNOWN, BEGIN, END, *specials])
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    return tokenizer
