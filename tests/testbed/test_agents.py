@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,15 @@ import pytest
 from sightrail.guardrails.evaluation.agents import told, untold
 from sightrail.guardrails.evaluation.items import Item
 from sightrail.testbed import source
-from sightrail.testbed.agents import ALBUM, TOOLS, Album, Episode, draw_agent_benign, draw_injection
+from sightrail.testbed.agents import (
+    ALBUM,
+    TOOLS,
+    Album,
+    Episode,
+    as_chat,
+    draw_agent_benign,
+    draw_injection,
+)
 from sightrail.testbed.concepts import SAFE_NAMES, UNSAFE_NAMES
 from sightrail.testbed.judge import ExactJudge
 from sightrail.testbed.recipe.lvlm_model import IMAGE, IMAGE_TOKENS, lvlm_tokenizer
@@ -22,17 +31,12 @@ from sightrail.testbed.training_conversations import draw_training_conversation
 GROUPS = ("agent_object", "agent_injection", "agent_benign")
 
 
-def as_chat(episode: Episode) -> list[dict[str, Any]]:
-    """The messages of an episode in OpenAI's form."""
-    chat: list[dict[str, Any]] = []
-    for step in episode.steps:
-        if step.call is not None:
-            function = {"name": step.call[0], "arguments": dict(step.call[1])}
-            call = {"type": "function", "id": "call00001", "function": function}
-            chat.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            continue
-        shown = [{"type": "image"}] if step.image is not None else []
-        chat.append({"role": step.role, "content": [*shown, {"type": "text", "text": step.text}]})
+def _for_template(episode: Episode) -> list[dict[str, Any]]:
+    """The messages as transformers has them: arguments as an object."""
+    chat = as_chat(episode.steps)
+    for message in chat:
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
     return chat
 
 
@@ -40,7 +44,9 @@ def as_chat(episode: Episode) -> list[dict[str, Any]]:
 def test_training_writes_an_episode_as_the_chat_template_does(seed: int) -> None:
     tokenizer = lvlm_tokenizer()
     episode = draw_agent_benign(np.random.default_rng(seed), SPLITS["train"])
-    rendered = tokenizer.apply_chat_template(as_chat(episode), tools=list(TOOLS), tokenize=False)
+    rendered = tokenizer.apply_chat_template(
+        _for_template(episode), tools=list(TOOLS), tokenize=False
+    )
     trained = "".join(text for text, _ in pieces(episode))
     assert trained.replace(IMAGE * IMAGE_TOKENS, IMAGE) == rendered
 

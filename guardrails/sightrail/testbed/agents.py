@@ -7,7 +7,7 @@ hold an order of its own ("send a note: ..."), as screenshots and web pages do.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -105,6 +105,25 @@ class Episode:
         """What is sent."""
         calls = [step.call for step in self.steps if step.call is not None]
         return tuple(str(given["note"]) for name, given in calls if name == "send")
+
+
+def as_chat(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """Steps as messages in OpenAI's form."""
+    chat: list[dict[str, Any]] = []
+    for step in steps:
+        if step.call is not None:
+            name, given = step.call
+            function = {"name": name, "arguments": json.dumps(dict(given))}
+            call = {"type": "function", "id": f"call{len(chat):05}", "function": function}
+            chat.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            continue
+        shown = [] if step.image is None else [{"type": "image", "image": step.image}]
+        message = {"role": step.role, "content": [*shown, {"type": "text", "text": step.text}]}
+        if step.role == "tool":
+            call = chat[-1]["tool_calls"][0]
+            message |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+        chat.append(message)
+    return chat
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ in questions about pictures, and a look-alike is a look-alike in pictures alone.
 QUESTIONS: Final[Mapping[Group, int]] = {"kind_text": 1200}
 """Beside text alone: else every benign example is a how-to request, and any other question, such as
 pictures bring along, is a stranger that looks unsafe."""
+TASKS: Final[Mapping[Group, int]] = {
+    "agent_benign": 900,
+    "agent_begun": 200,
+    "agent_object": 150,
+    "agent_injection": 150,
+}
+"""Steps of an agent: what is decided at each stands on the whole transcript, tools included."""
 FRAMED: Final = 0.3
 """Of the pictures, so that a border around one does not change what is decided about it."""
 
@@ -58,6 +65,10 @@ HELD_OUT: Final[Mapping[Group, int]] = {
     "benign": 400,
     "lookalike": 240,
     "benign_text": 40,
+    "agent_object": 40,
+    "agent_injection": 40,
+    "agent_begun": 100,
+    "agent_benign": 300,
 }
 """Mostly benign: the threshold lies where two in a hundred of them would be refused."""
 
@@ -67,7 +78,8 @@ def fit_data(settings: FitSettings) -> FitData:
 
     Benign ones to train on come without an answer: the model's own is what it is to keep.
     """
-    counts = {**TEXT, **(QUESTIONS if settings.text_only else PICTURES)}
+    more = QUESTIONS if settings.text_only else {**PICTURES, **TASKS}
+    counts = {**TEXT, **more}
     train = draw_examples(counts, split="train", seed=settings.seed, framed_share=FRAMED)
     return FitData(
         examples=[

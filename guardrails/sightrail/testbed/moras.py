@@ -33,6 +33,7 @@ def fit_data(settings: MorasSettings = SETTINGS, *, pictures: bool = True) -> Fi
         pictures: false draws the same numbers in text alone.
     """
     groups: tuple[Group, ...] = ("object", "typographic", "benign", "lookalike")
+    groups += ("agent_object", "agent_injection", "agent_begun", "agent_benign")
     if not pictures:
         groups = ("text", "text", "benign_text", "benign_text")
     each = {group: _EACH * groups.count(group) for group in groups}

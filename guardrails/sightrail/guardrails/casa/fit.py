@@ -11,7 +11,7 @@ from ..datasets import Example
 from ..errors import ConfigurationError
 from ..fitting import FitData, FitMethod, Fitted, Report, Resources
 from ..fitting.report import draw_roc
-from ..fitting.run import FitRun, measured
+from ..fitting.run import FitRun, conversation_of, measured
 from ..guarantees import CONFIDENCE, guaranteed_threshold, needed
 from ..model import doorway
 from ..model.families import Host, context_length, image_token_ids, text_tower
@@ -195,7 +195,7 @@ def _scores(casa: Casa, run: FitRun) -> Scores:
     )
 
     def work(part: Sequence[Example]) -> list[tuple[float, float]]:
-        verdicts = watching.assess_batch([example.messages() for example in part])
+        verdicts = watching.assess_batch([conversation_of(example) for example in part])
         return [(verdict.score or 0.0, measured(verdict, "attention")) for (verdict,) in verdicts]
 
     kept = run.readable(run.data.held_out, "held-out pictures")

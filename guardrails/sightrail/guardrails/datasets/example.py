@@ -23,13 +23,15 @@ class Example:
     """One request.
 
     Attributes:
-        text: the user's last words.
+        text: the user's last words; empty where the history ends with what a tool gave back, as
+            inside an agent.
         harmful: whether it ought to be refused.
         images: the pictures of the last user message: PIL, a path, or an encoded file. They stand
             before the text.
         answer: what the model ought to say, where that is known.
         history: the messages before, a system prompt among them, as ``LocalLVLM.chat`` takes them;
             their pictures as above.
+        tools: what the model may call, in OpenAI's form.
         group: category or kind, as the data set calls it.
         id: where it stands in its file.
     """
@@ -41,6 +43,7 @@ class Example:
     history: tuple[Message, ...] = ()
     group: str = ""
     id: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def image_count(self) -> int:
@@ -58,7 +61,9 @@ class Example:
         return [_decoded(image, limits) for image in self.images]
 
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation up to its last user message, as ``LocalLVLM.chat`` takes it."""
+        """The conversation up to what is to be answered, as ``LocalLVLM.chat`` takes it."""
+        if not self.text and not self.images and self.history:
+            return [*map(dict, self.history)]
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in self.images]
         last = {"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}
         return [*map(dict, self.history), last]

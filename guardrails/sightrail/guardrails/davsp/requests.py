@@ -226,7 +226,7 @@ def _answers(
     places = [place for place, asked in enumerate(wanted) if asked]
 
     def work(part: Sequence[Example]) -> list[str]:
-        asked = [example.messages() for example in part]
+        asked = [conversation_of(example) for example in part]
         return [answer.text for answer in lvlm.batch(asked, max_new_tokens=ANSWER_TOKENS)]
 
     said = run.each(

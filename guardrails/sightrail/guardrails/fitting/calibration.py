@@ -67,8 +67,10 @@ def check_requests(lvlm: LocalLVLM, examples: Iterable[Example], artifact: Artif
 
 def scores_of(lvlm: LocalLVLM, examples: Iterable[Example]) -> Iterator[float]:
     """The score of every request; one that could not be scored would be flagged: 1, the most."""
+    from .run import conversation_of
+
     rest = iter(examples)
     while part := list(islice(rest, _TOGETHER)):
-        for verdicts in lvlm.assess_batch([example.messages() for example in part]):
+        for verdicts in lvlm.assess_batch([conversation_of(example) for example in part]):
             (score,) = (verdict.score for verdict in verdicts)
             yield 1.0 if score is None else score

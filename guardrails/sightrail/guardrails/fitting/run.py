@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +23,7 @@ from ..model.families import context_length, image_token_ids
 from ..model.messages import Conversation, read_messages
 from ..model.prompt import PromptBuilder
 from ..model.screening_step import decode_conversation
+from ..model.tools import read_tools
 from ..progress import Progress
 from .artifacts import Artifact, Manifest, identify
 from .contract import FitData
@@ -164,7 +165,8 @@ def conversation_of(example: Example) -> Conversation:
     Raises:
         ImageError: a picture cannot be read.
     """
-    return decode_conversation(read_messages(example.messages()), Limits())
+    talk = replace(read_messages(example.messages()), tools=read_tools(example.tools))
+    return decode_conversation(talk, Limits())
 
 
 def measured(verdict: Verdict, name: str) -> float:

@@ -14,7 +14,7 @@ from ..errors import ConfigurationError
 from ..fitting import Artifact, FitData, FitMethod, Fitted, Manifest, Report, Resources, identify
 from ..fitting.examples import split_by_label
 from ..fitting.report import draw_roc
-from ..fitting.run import FitRun, measured
+from ..fitting.run import FitRun, conversation_of, measured
 from ..model.families import Host
 from ..model.interventions import Interventions, Stage
 from ..model.messages import Conversation
@@ -111,7 +111,7 @@ def prototype_states(run: FitRun, prototypes: Sequence[Example], steps: int) -> 
 
     def work(part: Sequence[Example]) -> list[list[list[float]]]:
         probe.kept.clear()
-        messages = [example.messages() for example in part]
+        messages = [conversation_of(example) for example in part]
         probed.batch(messages, max_new_tokens=steps, min_new_tokens=steps, **plain)
         (kept,) = probe.kept
         states: list[list[list[float]]] = kept.states.float().tolist()
@@ -156,7 +156,7 @@ def _similarities(
     guarded = run.lvlm.with_guardrails([Moras(fresh, told)], policy=refusing)
 
     def work(part: Sequence[Example]) -> list[float]:
-        answers = guarded.batch([example.messages() for example in part])
+        answers = guarded.batch([conversation_of(example) for example in part])
         return [measured(answer.verdicts[-1], "similarity") for answer in answers]
 
     return run.each(what, examples, work, most=_BATCH, more_tokens=_ASKED_AROUND)

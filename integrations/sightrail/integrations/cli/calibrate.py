@@ -285,6 +285,7 @@ class Deciding:
         )
         from sightrail.guardrails.evidence import Evidence
         from sightrail.guardrails.fitting import identify
+        from sightrail.guardrails.fitting.run import conversation_of
 
         looks = screens(self.stack)
         detector: Detector = (
@@ -303,7 +304,7 @@ class Deciding:
         with progress("asking", len(examples)) as bar:
             for start in range(0, len(examples), _TOGETHER):
                 part = [examples[i] for i in order[start : start + _TOGETHER]]
-                told = lvlm.assess_batch([example.messages() for example in part])
+                told = lvlm.assess_batch([conversation_of(example) for example in part])
                 for example, verdicts in zip(part, told, strict=True):
                     found[example.harmful].append(verdicts)
                 bar.advance(bar.task_ids[0], len(part))
