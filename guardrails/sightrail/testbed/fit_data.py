@@ -84,8 +84,9 @@ _TASKS: Final[dict[str, Callable[[np.random.Generator, Split], Episode]]] = {
     "agent_begun": lambda rng, split: draw_how(rng, split, pick(rng, split.unsafe), refuse=True),
     "agent_benign": draw_agent_benign,
 }
-"""Steps of an agent, one of each task: the last of an attack, when the photo has come in; the first
-of one (``agent_begun``), when nobody has seen anything and looking is right; any of a benign one."""
+"""Steps of an agent, one of each task: the last of an attack, when the photo has come in; the
+first of one (``agent_begun``), when nobody has seen anything and looking is right; any of a benign
+one."""
 
 
 def draw_examples(
