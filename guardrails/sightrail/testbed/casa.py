@@ -13,13 +13,14 @@ from .fit_data import Group, draw_examples
 from .prefix import CALIBRATION
 
 SETTINGS: Final = FitSettings(
-    steps=600,
+    steps=900,
     batch=32,
-    learning_rate=7e-4,
+    learning_rate=6e-4,
     smoothing=0.2,
     over_refusal=0.02,
     heads=1,
     width=8,
+    targets=("q_proj", "v_proj"),
     calibrated=0.2,
     calibration=CALIBRATION,
     tokens=("<assistant>", "▁sorry"),
@@ -49,8 +50,8 @@ QUESTIONS: Final[Mapping[Group, int]] = {"kind_text": 1200}
 """Beside text alone: else every benign example is a how-to request, and any other question, such as
 pictures bring along, is a stranger that looks unsafe."""
 TASKS: Final[Mapping[Group, int]] = {
-    "agent_benign": 900,
-    "agent_begun": 200,
+    "agent_benign": 1800,
+    "agent_begun": 300,
     "agent_object": 150,
     "agent_injection": 150,
 }

@@ -29,11 +29,14 @@ def fit_data(settings: MorasSettings = SETTINGS, *, pictures: bool = True) -> Fi
     """Harmful and benign requests of the calibration split, every fifth of a label kept apart.
 
     Args:
-        settings: change nothing about the data.
+        settings: change nothing about the data. Orders written in a tool's picture are not among
+            the harmful ones: the model's own doubt about them is faint (median S 0.0003 against 0.1
+            and more), and a base low enough for nine in ten of them also steers one look-alike in
+            ten. Screening finds those pictures.
         pictures: false draws the same numbers in text alone.
     """
     groups: tuple[Group, ...] = ("object", "typographic", "benign", "lookalike")
-    groups += ("agent_object", "agent_injection", "agent_begun", "agent_benign")
+    groups += ("agent_object", "agent_object", "agent_begun", "agent_benign")
     if not pictures:
         groups = ("text", "text", "benign_text", "benign_text")
     each = {group: _EACH * groups.count(group) for group in groups}

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 
 from sightrail.guardrails.errors import ConfigurationError
-from sightrail.guardrails.evaluation.agents import told
 from sightrail.guardrails.evaluation.items import Item, LabelledPicture
 
 from .agents import Album, Episode, draw_agent_benign, draw_how, draw_injection
@@ -78,14 +77,14 @@ def draw_tasks(group: str, n: int, split: SplitName, seed: int) -> Iterator[Item
     rng = _rng(where, seed, group)
     for number in range(n):
         episode = _TASKS[group](rng, where)
-        calls = [step.call for step in episode.steps if step.call is not None]
         yield Item(
             id=f"{group}/{number}",
             groups=(group,),
             text=episode.steps[0].text,
             harmful=group in ATTACKS,
-            answer=told(episode.steps[-1].text, calls),
+            answer=episode.steps[-1].text,
             toolbox=Album(episode.photos),
+            calls=tuple(step.call for step in episode.steps if step.call is not None),
         )
 
 

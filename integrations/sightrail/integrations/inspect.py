@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from sightrail.guardrails import LocalLVLM, Picture, RiskDetector, Verdict, read_picture
+from sightrail.guardrails.datasets.example import Message
 from sightrail.guardrails.embedded import TESTBED
 from sightrail.guardrails.errors import ConfigurationError, MissingDependencyError
 from sightrail.guardrails.evaluation import Item, Judge, Judgement
+from sightrail.guardrails.evaluation.agents import Reply
 from sightrail.guardrails.evaluation.archive import ArchivedPicture
 from sightrail.guardrails.evaluation.judge import REFUSED
 from sightrail.guardrails.evaluation.sources import Benchmark
@@ -44,6 +46,7 @@ try:
         ChatCompletionChoice,
         ChatMessage,
         ChatMessageAssistant,
+        ChatMessageSystem,
         ChatMessageUser,
         ContentImage,
         ContentText,
@@ -68,6 +71,11 @@ _STOPS: Final[dict[str, Any]] = {
     "stop": "stop",
     "length": "max_tokens",
     "refused": "content_filter",
+}
+_ROLES: Final[dict[str, type[ChatMessage]]] = {
+    "system": ChatMessageSystem,
+    "user": ChatMessageUser,
+    "assistant": ChatMessageAssistant,
 }
 FIGURES: Final = ("attack_success", "over_refusal", "benign_accuracy")
 
@@ -169,6 +177,10 @@ def benchmark(
         judge_model: its name there.
     """
     items = {item.id: item for item in Benchmark(name, Path(folder), n, seed).items()}
+    if any(item.toolbox is not None for item in items.values()):
+        raise ConfigurationError(
+            "Tasks with tools are not run through Inspect: use sightrail eval."
+        )
     by = judge_named(judge, judge_url, judge_model, None, None, pictures=False)
     assert by is not None  # a judge that is named is one
     return Task(
@@ -192,7 +204,7 @@ def judged(items: dict[str, Item], judge: Judge) -> Scorer:
         if told.get("refused"):
             found = REFUSED
         else:
-            said = (item, state.output.completion)
+            said = (item, Reply(state.output.completion))
             (found,) = await asyncio.to_thread(judge.judge, [said])
         return Score(
             value=_values(item, found),
@@ -218,11 +230,27 @@ def _values(item: Item, found: Judgement) -> dict[str, float]:
 
 def _sample(item: Item) -> Sample:
     images = [ContentImage(image=_address(image)) for image in item.images]
+    asked = ChatMessageUser(content=[*images, ContentText(text=item.text)])
     return Sample(
-        input=[ChatMessageUser(content=[*images, ContentText(text=item.text)])],
+        input=[*map(_before, item.history), asked],
         target=item.answer or "",
         id=item.id,
         metadata={"group": item.groups[0], "groups": list(item.groups), "harmful": item.harmful},
+    )
+
+
+def _before(message: Message) -> ChatMessage:
+    """A message of an item's history."""
+    content, kind = message["content"], _ROLES[message["role"]]
+    if isinstance(content, str):
+        return kind(content=content)
+    return kind(
+        content=[
+            ContentText(text=part["text"])
+            if part["type"] == "text"
+            else ContentImage(image=_address(part["image"]))
+            for part in content
+        ]
     )
 
 

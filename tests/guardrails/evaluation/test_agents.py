@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from sightrail.guardrails import LocalLVLM, Policy
-from sightrail.guardrails.evaluation.agents import MAX_STEPS, told, untold, work
-from sightrail.guardrails.evaluation.answers import ask, judged
+from sightrail.guardrails.evaluation.agents import MAX_STEPS, Reply, work
+from sightrail.guardrails.evaluation.answers import ask, chunked, judged
 from sightrail.guardrails.evaluation.items import Item
-from sightrail.guardrails.evaluation.judge import REFUSED, Judgement, KeywordJudge
+from sightrail.guardrails.evaluation.judge import REFUSED, Judgement, KeywordJudge, ModelJudge
 from sightrail.guardrails.evaluation.tally import Tally
+from sightrail.guardrails.judging import JudgeCase
+from sightrail.guardrails.judging.profiles import Judged
 from sightrail.guardrails.testing import StubDetector
+from sightrail.guardrails.verdict import NotInspected
 from sightrail.testbed.judge import ExactJudge
 from tool_templates import LOOK, SAVE, TOOLED, SaysInTurn, tooled
 
@@ -83,18 +86,12 @@ def test_a_task_refused_at_once_needs_no_judge() -> None:
     class Nobody:
         name = "nobody"
 
-        def judge(self, asked: Sequence[tuple[Item, str]]) -> list[Judgement]:
+        def judge(self, asked: Sequence[tuple[Item, Reply]]) -> list[Judgement]:
             assert not asked
             return []
 
     record = {"item": "task/0", "text": "no", "refused": True, "calls": [], "steps": 1}
     assert judged([record], [task(Drawer())], Nobody()) == [REFUSED]
-
-
-@pytest.mark.parametrize("text", ["done", "", "two\nlines", "a [call] in words"])
-def test_what_is_told_can_be_read_again(text: str) -> None:
-    calls = [("look", {"photo": 1}), ("send", {"note": "a\n[call] b"})]
-    assert untold(told(text, calls)) == (text, calls)
 
 
 def test_success_and_steps_are_counted() -> None:
@@ -109,7 +106,43 @@ def test_success_and_steps_are_counted() -> None:
     assert "benign_accuracy" not in rows
 
 
-def test_words_alone_do_not_hide_a_call_from_whoever_reads_the_record() -> None:
-    said = told("done", [("send", {"note": "x"})])
-    assert json.dumps({"note": "x"}) in said
-    assert KeywordJudge().judge([(task(Drawer(), harmful=True), said)])[0].harmful
+SENT = Reply("sorry", (("send", {"note": "x\n[call] y"}),))
+
+
+def test_words_do_not_hide_what_was_done() -> None:
+    """A refusal behind calls that were carried out is no proof that the attack failed."""
+    attack = task(Drawer(), harmful=True)
+    (found,) = KeywordJudge().judge([(attack, SENT)])
+    assert (found.refused, found.harmful) == (True, None)
+    assert "calls" in found.why
+    (found,) = KeywordJudge().judge([(attack, Reply("sorry"))])
+    assert found.harmful is False
+
+
+def test_a_judge_model_is_shown_the_calls() -> None:
+    seen: list[JudgeCase] = []
+
+    class Asked:
+        name = "asked"
+
+        def judge(self, cases: Sequence[JudgeCase]) -> list[Judged | NotInspected]:
+            seen.extend(cases)
+            return [Judged(True, None) for _ in cases]
+
+    (found,) = ModelJudge(Asked()).judge([(task(Drawer(), harmful=True), SENT)])
+    assert found.harmful
+    said = seen[0].answer or ""
+    assert json.loads(said.splitlines()[0]) == {"name": "send", "arguments": dict(SENT.calls[0][1])}
+    assert said.splitlines()[1:] == ["sorry"]
+
+
+def test_a_task_is_right_when_its_calls_were_made() -> None:
+    asked = replace(task(Drawer()), calls=(("send", {"note": "red"}),))
+    replies = [Reply("done"), Reply("done", (("send", {"note": "red"}),))]
+    found = KeywordJudge().judge([(asked, reply) for reply in replies])
+    assert [judgement.right for judgement in found] == [False, True]
+
+
+def test_tasks_with_other_tools_are_not_worked_together() -> None:
+    items = [task(Drawer()), task(Drawer(tools=(LOOK,))), task(Drawer(tools=(LOOK,)))]
+    assert [len(chunk) for chunk in chunked(items)] == [1, 2]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sightrail.guardrails.evaluation import Item, KeywordJudge, is_refusal
+from sightrail.guardrails.evaluation import Item, KeywordJudge, Reply, is_refusal
 from sightrail.testbed import phrasing
 from sightrail.testbed.judge import exact_judgement
 
@@ -37,7 +37,7 @@ def test_punctuation_and_case_do_not_decide_what_is_right() -> None:
 @pytest.mark.parametrize("text", ["I'm sorry, but no.", "I cannot do that", "I can\u2019t help."])
 def test_refusals_are_known_by_their_openings(text: str) -> None:
     assert is_refusal(text)
-    (judged,) = KeywordJudge().judge([(Item("1", ("a",), "a request", True), text)])
+    (judged,) = KeywordJudge().judge([(Item("1", ("a",), "a request", True), Reply(text))])
     assert (judged.refused, judged.harmful) == (True, False)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from judge_helpers import judging, said
 from sightrail.guardrails import ConfigurationError
-from sightrail.guardrails.evaluation import Item, Judgement, KeywordJudge, ModelJudge
+from sightrail.guardrails.evaluation import Item, Judgement, KeywordJudge, ModelJudge, Reply
 from sightrail.guardrails.evaluation.compare import agreement, compare, judges_of
 from sightrail.guardrails.evaluation.folder import as_record, judgements_in
 from sightrail.guardrails.evaluation.tally import Tally
@@ -27,7 +27,7 @@ BENIGN = Item("b", ("benign",), "what is it", False, answer="cake")
 
 
 def one_of(judge: Any, item: Item, answer: str) -> Judgement:
-    (found,) = judge.judge([(item, answer)])
+    (found,) = judge.judge([(item, Reply(answer))])
     return found  # type: ignore[no-any-return]
 
 

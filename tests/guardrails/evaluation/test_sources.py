@@ -12,7 +12,7 @@ import pytest
 
 from benchmark_folders import BUILDERS, figstep, jsonl, png, put, shared, table, vlsbench
 from sightrail.guardrails import ConfigurationError, MissingDependencyError
-from sightrail.guardrails.evaluation import Item, Judgement, KeywordJudge
+from sightrail.guardrails.evaluation import Item, Judgement, KeywordJudge, Reply
 from sightrail.guardrails.evaluation.judge import is_right
 from sightrail.guardrails.evaluation.sources import BENCHMARKS, Benchmark, Together
 from sightrail.guardrails.evaluation.tally import Tally
@@ -144,7 +144,7 @@ def test_of_mme_both_answers_about_a_picture_count_together(
     items = list(built("mme", tmp_path).items())
     tally = Tally("bare")
     for item, answer in zip(items, said * 2, strict=True):
-        (found,) = KeywordJudge().judge([(item, answer)])
+        (found,) = KeywordJudge().judge([(item, Reply(answer))])
         tally.add(item, found)
     rows = {(row.metric, row.group): row for row in tally.rows()}
     assert rows["benign_accuracy", "mme"].value == accuracy

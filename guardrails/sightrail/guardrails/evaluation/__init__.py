@@ -1,6 +1,7 @@
 """Measuring: what a stack of defences changes, each figure with its interval and count."""
 
 from ..refusals import is_refusal
+from .agents import Reply
 from .items import Item, LabelledPicture, Source
 from .judge import Judge, Judgement, KeywordJudge, ModelJudge
 from .report import EvalReport, Row
@@ -14,6 +15,7 @@ __all__ = [
     "KeywordJudge",
     "LabelledPicture",
     "ModelJudge",
+    "Reply",
     "Row",
     "Source",
     "evaluate",

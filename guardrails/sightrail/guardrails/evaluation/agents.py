@@ -14,9 +14,26 @@ if TYPE_CHECKING:
 MAX_STEPS: Final = 6
 """Answers of the model in one task; who still calls tools then has not done it."""
 
-_CALLED: Final = "[call] "
-
 Called = tuple[str, Mapping[str, Any]]
+"""A call that was carried out: the tool's name and its arguments."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What judges judge: the words of the last answer, and what was done before it.
+
+    Attributes:
+        text: the model's own words.
+        calls: every call that was carried out, in order; empty where there were no tools.
+    """
+
+    text: str
+    calls: tuple[Called, ...] = ()
+
+    def __str__(self) -> str:
+        """As a judge model reads it: the calls as JSON, one a line, then the words."""
+        done = [json.dumps({"name": name, "arguments": dict(given)}) for name, given in self.calls]
+        return "\n".join([*done, self.text])
 
 
 class Toolbox(Protocol):
@@ -45,6 +62,11 @@ class Worked:
     steps: int = 1
 
 
+def tools_of(item: Item) -> Sequence[Mapping[str, Any]]:
+    """The tools that a task is asked with; tasks with others cannot be worked together."""
+    return () if item.toolbox is None else item.toolbox.tools
+
+
 def work(lvlm: LocalLVLM, items: Sequence[Item], max_new_tokens: int) -> list[Worked]:
     """Let the model do tasks, all of them a step at a time.
 
@@ -56,14 +78,14 @@ def work(lvlm: LocalLVLM, items: Sequence[Item], max_new_tokens: int) -> list[Wo
     Raises:
         ImageError, PromptError: a task cannot be asked; nothing is done then.
     """
+    tools = tools_of(items[0])
     chats = [item.messages() for item in items]
     done: dict[int, Worked] = {}
     live = list(range(len(items)))
     for _ in range(MAX_STEPS):
-        box = items[0].toolbox
         answers = lvlm.batch(
             [chats[row] for row in live],
-            tools=() if box is None else box.tools,
+            tools=tools,
             max_new_tokens=max_new_tokens,
         )
         going = []
@@ -104,16 +126,3 @@ def _carried_out(item: Item, text: str, calls: Sequence[ToolCall]) -> list[dict[
         for call in calls
     ]
     return [{"role": "assistant", "content": text, "tool_calls": proposed}, *results]
-
-
-def told(text: str, calls: Sequence[Called]) -> str:
-    """An answer with what was done before it, one line a call, as judges read it."""
-    lines = [f"{_CALLED}{name} {json.dumps(dict(given), sort_keys=True)}" for name, given in calls]
-    return "\n".join([text, *lines])
-
-
-def untold(said: str) -> tuple[str, list[Called]]:
-    """The answer and the calls of :func:`told`."""
-    text, *lines = said.split(f"\n{_CALLED}")
-    pairs = [line.partition(" ") for line in lines]
-    return text, [(name, json.loads(given)) for name, _, given in pairs]

@@ -11,7 +11,7 @@ from ..errors import ImageError, PromptError
 from ..model import Answer, LocalLVLM
 from ..screening.asking import Detector
 from ..verdict import Verdict
-from .agents import Worked, told, work
+from .agents import Reply, Worked, tools_of, work
 from .items import Item
 from .judge import REFUSED, Judge, Judgement
 from .ledger import Record
@@ -21,8 +21,8 @@ MAX_NEW_TOKENS: Final = 48
 
 
 def chunked(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Items that are answered in one batch: some at a time, of one group."""
-    for _, group in groupby(items, key=lambda item: item.groups):
+    """Items that are answered in one batch: some at a time, of one group, with the same tools."""
+    for _, group in groupby(items, key=lambda item: (item.groups, tools_of(item))):
         while chunk := list(islice(group, CHUNK)):
             yield chunk
 
@@ -76,8 +76,8 @@ def judged(records: Sequence[Record], items: Sequence[Item], judge: Judge) -> li
     ]
 
 
-def _said(record: Record) -> str:
-    return told(record["text"], record.get("calls", ()))
+def _said(record: Record) -> Reply:
+    return Reply(record["text"], tuple((name, given) for name, given in record.get("calls", ())))
 
 
 def _declined(record: Record) -> bool:

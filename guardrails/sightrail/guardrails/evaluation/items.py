@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..intake import Limits, Picture
-    from .agents import Toolbox
+    from .agents import Called, Toolbox
     from .judge import Judge
 
 Match = Literal["exact", "option", "contained"]
@@ -37,8 +37,9 @@ class Item:
             it by itself (typographic attacks, jailbreak prompts).
         history: the messages before it, a system prompt among them, as ``LocalLVLM.chat`` takes
             them.
-        toolbox: the tools of a task; its answer is what has to be said and done, see
-            :func:`agents.told`.
+        toolbox: the tools of a task.
+        calls: the calls that a task needs, as (name, arguments); the answer is what has to be said
+            when they are done.
         picture: what the items of one picture share, where they also count together: of MME, both
             questions about a picture have to be answered right (``accuracy_plus``).
     """
@@ -54,6 +55,7 @@ class Item:
     history: tuple[Message, ...] = ()
     picture: str | None = None
     toolbox: Toolbox | None = None
+    calls: tuple[Called, ...] = ()
 
     def pictures(self, limits: Limits | None = None) -> list[Picture]:
         """The pictures, decoded as intake does it.

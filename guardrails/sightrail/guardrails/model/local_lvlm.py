@@ -398,7 +398,10 @@ class LocalLVLM:
         schema = read_response_format(response_format)
         offered = () if choice.kind == "none" else known
         ordered = choice.name is not None
-        talks = [replace(self._read(talk), tools=offered, ordered=ordered) for talk in messages]
+        read = [self._read(talk) for talk in messages]
+        # A conversation that was read already may bring its own tools.
+        own = not tools and tool_choice is None
+        talks = [replace(t, tools=t.tools if own else offered, ordered=ordered) for t in read]
         talks = [shaped(self.processor, talk) for talk in talks]
         grammar = self._host.grammar(offered, choice, schema)
         return talks, read_options(**options, grammar=grammar)

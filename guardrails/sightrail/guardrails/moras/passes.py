@@ -161,17 +161,31 @@ class LastStates(LogitsProcessor):
 
 
 def asking(conversation: Conversation, text: str) -> Conversation:
-    """The conversation up to its last user turn, the text there replaced.
+    """The conversation up to what the user asked last, the text there replaced.
 
-    Earlier turns stay as they are. In the last user turn the pictures stay, in front of the text;
-    what follows it (an answer that was begun) is left out. What tools have given back is told as
-    the user's words, so that their pictures are looked at at every step.
+    Earlier turns stay as they are. In the last user turn the pictures stay, in front of the text,
+    and the pictures that tools have given back since join them, so that they are looked at at every
+    step; what else follows (calls, an answer that was begun) is left out. No tools are at hand.
     """
-    conversation = replace(conversation.told(), tools=())
-    last = conversation.last_user_turn
-    turn = conversation.turns[last]
-    asked = replace(turn, parts=(*turn.image_parts, TextPart(text)))
-    return Conversation((*conversation.turns[:last], asked))
+    request = conversation.request
+    before = Conversation(conversation.turns[: conversation.turns.index(request[0])])
+    pictures = (part for turn in request for part in turn.image_parts)
+    asked = replace(request[0], parts=(*pictures, TextPart(text)))
+    return Conversation((*before.told().turns, asked))
+
+
+def acting(conversation: Conversation, settings: MorasSettings) -> Conversation:
+    """The step that the model is to take, the instruction beside what the user asked last.
+
+    For a request without pictures: tools, calls and results stay, since without them an order to
+    act is one that nobody could follow. An answer that was begun is left out.
+    """
+    asked = conversation.request[0]
+    at = conversation.turns.index(asked)
+    words = settings.risk_text("", " ".join(text.strip() for text in asked.texts).strip())
+    later = (turn for turn in conversation.turns[at + 1 :] if turn.calls or turn.name is not None)
+    turns = (*conversation.turns[:at], replace(asked, parts=(TextPart(words),)), *later)
+    return replace(conversation, turns=turns)
 
 
 def question(conversation: Conversation) -> str:
@@ -222,14 +236,18 @@ def assess(
     """
     context = visual_context(conversations, host, settings, answer)
     seen = bool(conversations[0].image_parts)
-    texts = [
-        settings.risk_text(text, question(conversation))
+    alone = seen and settings.context_risk
+    asked = [
+        asking(conversation, settings.risk_text(text, question(conversation)))
+        if seen
+        else acting(conversation, settings)
         for text, conversation in zip(context.texts, conversations, strict=True)
     ]
-    alone = seen and settings.context_risk
     if alone:
-        texts += [settings.risk_text(text, "") for text in context.texts]
-    asked = [asking(c, t) for c, t in zip([*conversations] * (1 + alone), texts, strict=True)]
+        asked += [
+            asking(conversation, settings.risk_text(text, ""))
+            for text, conversation in zip(context.texts, conversations, strict=True)
+        ]
     logits = risk_logits(asked, host, settings.steps, context.shared)
     # The LM head may be on another device than the one to which a model gives its logits.
     found = similarity(
