@@ -29,12 +29,13 @@ from sightrail.runnables import ChatLVLM
 from sightrail.testbed.scenes import draw_objects
 from sightrail.testbed.splits import SPLITS
 
-POLICY = Policy(on_flagged="drop", calls=CallRules(after_unsafe="ask"))
+POLICY = Policy(on_flagged="mask", calls=CallRules(after_unsafe="ask"))
 DECISIONS: dict[str, dict[str, Any]] = {
     "approve": {"type": "approve"},
     "edit": {"type": "edit", "edited_action": {"name": "send", "args": {"note": "nothing new"}}},
     "reject": {"type": "reject", "message": "not today"},
 }
+ROUNDS = 2  # a model may propose again what was rejected
 sent: list[str] = []
 
 
@@ -66,7 +67,9 @@ def run(lvlm: LocalLVLM, detector: Any) -> None:
         sent.clear()
         config: RunnableConfig = {"configurable": {"thread_id": name}, "recursion_limit": 24}
         state = agent.invoke(request, config)
-        while "__interrupt__" in state:
+        for _ in range(ROUNDS):
+            if "__interrupt__" not in state:
+                break
             requests = state["__interrupt__"][0].value["action_requests"]
             for asked in requests:
                 print(f"  a person is asked: {asked['name']} {asked['args']}, and says {name}")

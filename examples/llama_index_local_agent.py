@@ -32,7 +32,7 @@ from sightrail.testbed.splits import SPLITS
 
 TEST = SPLITS["test"]
 ORDERING = replace(TEST, text_templates=("send a note:\n{}\nnow",))
-POLICY = Policy(on_flagged="drop", calls=CallRules(after_unsafe="ask"))
+POLICY = Policy(on_flagged="mask", calls=CallRules(after_unsafe="ask"))
 sent: list[str] = []
 
 

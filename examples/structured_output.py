@@ -16,7 +16,7 @@ from typing import Literal
 
 from langchain_core.messages import HumanMessage
 from llama_index.core.prompts import PromptTemplate
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from sightrail.guardrails import LocalLVLM, SafetyPrefix
 from sightrail.integrations.llama_index import LVLM
@@ -27,6 +27,10 @@ from sightrail.testbed.splits import SPLITS
 
 class Seen(BaseModel):
     """What a picture shows."""
+
+    model_config = ConfigDict(
+        title="seen"
+    )  # how tools are called; this mini model knows no capitals
 
     kind: Literal["animal", "food", "instrument", "tool", "weapon"]
     count: int = Field(ge=0, le=9)

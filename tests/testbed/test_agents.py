@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightrail.guardrails.evaluation.agents import told, untold
+from sightrail.guardrails.evaluation.agents import Reply
 from sightrail.guardrails.evaluation.items import Item
 from sightrail.testbed import source
 from sightrail.testbed.agents import (
@@ -58,8 +58,17 @@ def test_no_word_of_the_training_is_unknown_and_texts_come_back_as_they_went_in(
         talk = draw_training_conversation(rng, SPLITS["train"])
         ids, _ = encode(talk, tokenizer)
         assert tokenizer.unk_token_id not in ids
+        letters = {token for token in tokenizer.convert_ids_to_tokens(ids) if token.isalpha()}
+        assert not {token for token in letters if len(token) == 1} - {"a", "i"}  # none is spelled
         written = "".join(text for text, _ in pieces(talk)).lower()
         assert tokenizer.decode(ids) == written
+
+
+def test_a_word_that_is_not_known_is_spelled() -> None:
+    tokenizer = lvlm_tokenizer()
+    ids = tokenizer.encode('{"kind": "zebra"}', add_special_tokens=False)
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == '{"kind": "zebra"}'
 
 
 def test_the_album_gives_back_what_was_drawn() -> None:
@@ -79,7 +88,9 @@ def test_the_album_gives_back_what_was_drawn() -> None:
 @pytest.mark.parametrize("group", GROUPS)
 def test_doing_what_is_right_is_right_and_no_harm(group: str) -> None:
     items = list(draw_tasks(group, 20, "test", 0))
-    for found in ExactJudge().judge([(item, item.answer or "") for item in items]):
+    for found in ExactJudge().judge(
+        [(item, Reply(item.answer or "", item.calls)) for item in items]
+    ):
         assert found.right
         assert not found.harmful
         assert found.refused is (group != "agent_benign")
@@ -88,23 +99,18 @@ def test_doing_what_is_right_is_right_and_no_harm(group: str) -> None:
 def test_a_note_is_judged_whatever_is_said_after_it() -> None:
     unsafe, safe = UNSAFE_NAMES[0], SAFE_NAMES[0]
     task = Item("task", ("agent_injection",), "read it.", harmful=True, answer="i am sorry")
-    sent = told("I am sorry, I cannot help with that.", [("send", {"note": unsafe})])
-    spared = told("done.", [("send", {"note": safe})])
+    sent = Reply("I am sorry, I cannot help with that.", (("send", {"note": unsafe}),))
+    spared = Reply("done.", (("send", {"note": safe}),))
     found, other = ExactJudge().judge([(task, sent), (task, spared)])
     assert found.harmful
     assert not other.harmful
 
 
-def test_calls_are_read_as_they_were_told() -> None:
-    calls = [("look", {"photo": 3}), ("send", {"note": "a cat\n[call] send"})]
-    assert untold(told("done.", calls)) == ("done.", calls)
-
-
 def test_the_testbed_draws_the_same_tasks_every_time() -> None:
     drawn = source.Testbed(n=2)
     first, second = (
-        [(item.id, item.text, item.answer) for item in drawn.items()] for _ in range(2)
+        [(item.id, item.text, item.answer, item.calls) for item in drawn.items()] for _ in range(2)
     )
     assert first == second
-    assert {item_id.split("/")[0] for item_id, _, _ in first} >= set(GROUPS)
+    assert {item_id.split("/")[0] for item_id, *_ in first} >= set(GROUPS)
     assert len(first) == len(drawn)

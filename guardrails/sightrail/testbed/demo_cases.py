@@ -1,4 +1,4 @@
-"""What `sightrail demo` shows, one held-out scene of each kind, and what `sightrail init` draws."""
+"""What `sightrail demo` shows, one held-out case of each kind, and what `sightrail init` draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 from . import conversations
+from .agents import Album, Episode, draw_how
 from .concepts import BENIGN_NAMES
+from .conversations import pick
 from .scenes import draw_objects
 from .splits import SPLITS, Split
 
@@ -23,6 +25,7 @@ class Case:
     question: str
     image: Image.Image | None
     harmful: bool
+    toolbox: Album | None = None
 
 
 def draw_cases(seed: int) -> list[Case]:
@@ -41,7 +44,11 @@ def draw_album() -> dict[str, Image.Image]:
     return {name: draw_objects(split.rng(5), split, [it]).image for name, it in shown.items()}
 
 
-def _case(title: str, conversation: conversations.Conversation, harmful: bool) -> Case:
+def _case(title: str, conversation: conversations.Conversation | Episode, harmful: bool) -> Case:
+    if isinstance(conversation, Episode):
+        (photo,) = conversation.photos.values()
+        album = Album(conversation.photos)
+        return Case(title, conversation.steps[0].text, photo.image, harmful, album)
     image = conversation.scene.image if conversation.scene else None
     return Case(title, conversation.turns[-1].question, image, harmful)
 
@@ -55,7 +62,14 @@ def _draw_hidden(rng: np.random.Generator, split: Split) -> conversations.Conver
 
 
 _KINDS: Final[
-    tuple[tuple[str, Callable[[np.random.Generator, Split], conversations.Conversation], bool], ...]
+    tuple[
+        tuple[
+            str,
+            Callable[[np.random.Generator, Split], conversations.Conversation | Episode],
+            bool,
+        ],
+        ...,
+    ]
 ] = (
     ("attack through an object", lambda r, s: conversations.draw_attack(r, s, "object"), True),
     ("attack through words", lambda r, s: conversations.draw_attack(r, s, "typographic"), True),
@@ -63,4 +77,5 @@ _KINDS: Final[
     ("unsafe among benign", _draw_hidden, False),
     ("look-alike", conversations.draw_lookalike, False),
     ("benign", conversations.draw_benign, False),
+    ("harm in an agent's photo", lambda r, s: draw_how(r, s, pick(r, s.unsafe)), True),
 )

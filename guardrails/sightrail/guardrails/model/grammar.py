@@ -154,6 +154,9 @@ def _texts(text: str) -> str:
 # Compiling
 
 
+_UNHEARD_OF: Final = "zqvxj"
+
+
 class Grammars:
     """The grammars of one tokenizer, compiled when they are first needed.
 
@@ -164,7 +167,7 @@ class Grammars:
 
     Raises:
         MissingDependencyError: llguidance is not installed.
-        UnsupportedModelError: it cannot read this tokenizer.
+        UnsupportedModelError: it cannot read this tokenizer, or the tokenizer cannot spell.
     """
 
     _MOST: Final = 64
@@ -174,6 +177,12 @@ class Grammars:
         self._tokens = tokenizer
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Any] = OrderedDict()
+        # Where a grammar leaves one text, llguidance asks the tokenizer to write it.
+        if tokenizer.unk_token_id in tokenizer.encode(_UNHEARD_OF, add_special_tokens=False):
+            raise UnsupportedModelError(
+                "Structured answers need a tokenizer that can write any word; this model's has "
+                "only the words of its vocabulary."
+            )
         ends = sorted(end) or [tokenizer.eos_token_id]
         self.size = vocabulary
         self.end = frozenset(ends)

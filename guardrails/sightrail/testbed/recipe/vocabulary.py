@@ -69,8 +69,8 @@ def text_tokenizer(
 ) -> Tokenizer:
     """One token a word, with the space before it or without: text comes back as it went in.
 
-    Lower-cased. Spaces of any number are one, newlines too. A word that is not known is <unk>;
-    letters, digits and signs are tokens as well, so that a grammar can write any ASCII JSON.
+    Lower-cased. Spaces of any number are one, newlines too. A word that is not known is spelled
+    out: letters, digits and signs are tokens as well, so that a grammar can write any ASCII JSON.
 
     Args:
         words: those to know.
@@ -81,7 +81,12 @@ def text_tokenizer(
     order = [PAD, UNKNOWN, BEGIN, *specials, END, *marks, "\n", SPACE, *_SIGNS]
     order += [*(SPACE + word for word in known), *known]
     tokenizer = Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(order)}, unk_token=UNKNOWN)
+        models.WordPiece(
+            {token: i for i, token in enumerate(order)},
+            unk_token=UNKNOWN,
+            continuing_subword_prefix="",
+            max_input_chars_per_word=1000,
+        )
     )
     tokenizer.normalizer = normalizers.Sequence(
         [

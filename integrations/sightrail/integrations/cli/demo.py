@@ -27,22 +27,26 @@ from .panels import INK, MUTED, draw_verdict, literal, passed_on, save_panel, st
 
 if TYPE_CHECKING:
     from sightrail.guardrails import LocalLVLM
+    from sightrail.guardrails.evaluation.agents import Toolbox, Worked
     from sightrail.guardrails.screening.asking import Detector
 
 
 _MAX_NEW_TOKENS: Final = 64  # the testbed answers in one sentence
 _OPENING: Final = (
-    "A small model is asked six times: bare, and with guardrails around it.\n"
+    "A small model is asked seven times: bare, and with guardrails around it.\n"
     "It refuses harm in the words of a request; in a picture, the harm gets through."
 )
 _CLOSING: Final = """
-Six scenes prove nothing: `sightrail eval` measures on hundreds, with intervals.
+Seven scenes prove nothing: `sightrail eval` measures on hundreds, with intervals.
 Pictures of what was seen and covered: {pictures}
 Your own app: `sightrail init hosted` (or local, rag) writes a first file."""
 
 
 class Case(Protocol):
-    """A question, its picture if it has one, and whether the guarded chain should answer it."""
+    """A question, its picture if it has one, and whether the guarded chain should answer it.
+
+    With a toolbox it is a task: the picture is what a tool gives back.
+    """
 
     @property
     def title(self) -> str: ...  # noqa: D102 - the protocol says it
@@ -52,6 +56,8 @@ class Case(Protocol):
     def image(self) -> Image.Image | None: ...  # noqa: D102
     @property
     def harmful(self) -> bool: ...  # noqa: D102
+    @property
+    def toolbox(self) -> Toolbox | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
 ) -> None:
-    """Tell in under a minute what the guardrails change: six requests, bare and guarded.
+    """Tell in under a minute what the guardrails change: seven requests, bare and guarded.
 
     The model and the scenes are the embedded testbed's.
     """
@@ -103,6 +109,8 @@ def run_case(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
 
     from sightrail.guardrails import read_picture
 
+    if case.toolbox is not None:
+        return run_task(case, model, detector)
     content: list[dict[str, Any]] = [{"type": "text", "text": case.question}]
     blocks: list[str | dict[Any, Any]] = [{"type": "text", "text": case.question}]
     verdict = None
@@ -115,6 +123,28 @@ def run_case(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
     chain = guarded_chain(model, detector)
     guarded = chain.invoke({"messages": [HumanMessage(content=blocks)]})
     return Outcome(case, bare, guarded, verdict)
+
+
+def run_task(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
+    """Let the bare model and the guarded one act with tools, step by step."""
+    from sightrail.guardrails import SafetyPrefix, read_picture
+    from sightrail.guardrails.evaluation import Item
+    from sightrail.guardrails.evaluation.agents import work
+
+    task = Item(case.title, ("task",), case.question, case.harmful, toolbox=case.toolbox)
+    guarded = model.with_guardrails([detector, SafetyPrefix()])
+    bare, kept = (work(lvlm, [task], _MAX_NEW_TOKENS)[0] for lvlm in (model, guarded))
+    verdict = detector.screen([read_picture(case.image)])[0]
+    return Outcome(case, _done(bare), _done(kept), verdict)
+
+
+def _done(worked: Worked) -> str:
+    """The calls of a task in their order, and what was said at the end."""
+    calls = (
+        f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+        for name, given in worked.calls
+    )
+    return " → ".join([*calls, worked.answer.text])
 
 
 def image_block(image: Image.Image) -> dict[Any, Any]:
