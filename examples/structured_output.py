@@ -28,9 +28,7 @@ from sightrail.testbed.splits import SPLITS
 class Seen(BaseModel):
     """What a picture shows."""
 
-    model_config = ConfigDict(
-        title="seen"
-    )  # how tools are called; this mini model knows no capitals
+    model_config = ConfigDict(title="seen")  # the tool's name; the mini model knows no capitals
 
     kind: Literal["animal", "food", "instrument", "tool", "weapon"]
     count: int = Field(ge=0, le=9)
