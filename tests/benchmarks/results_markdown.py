@@ -26,6 +26,13 @@ ANSWERS = {
     ("over_refusal", "lookalike"): "look-alike refused",
     ("time_ratio", "answer"): "time",
 }
+TASKS = {
+    ("attack_success", "agent_object"): "attack: a tool's photo",
+    ("attack_success", "agent_injection"): "attack: an order in it",
+    ("task_success", "agent_benign"): "benign done",
+    ("over_refusal", "agent_benign"): "benign refused",
+    ("steps", "agent_benign"): "steps",
+}
 SHORT_STACKS = ("bare", "screen", "casa", "moras", "screen+moras", "all")
 SHORT = (
     ("attack_success", "picture"),
@@ -58,6 +65,8 @@ def cell(row: Row | None) -> str:
         return ""
     if row.metric.endswith("ratio"):
         return f"{row.value:.2f}x ({row.low:.2f}-{row.high:.2f})"
+    if row.metric == "steps":
+        return f"{row.value:.2f} ({row.low:.2f}-{row.high:.2f})"
     return (
         f"{row.value:.3f} ({row.low:.3f}-{row.high:.3f})" if row.metric == "auroc" else percent(row)
     )
@@ -69,14 +78,26 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *lines))
 
 
+def asked(report: EvalReport) -> int:
+    """How many requests of a group the bare model was asked."""
+    found = {(row.stack, row.metric, row.group): row.n for row in report.rows}
+    return found["bare", "attack_success", "object"]
+
+
 def render(report: EvalReport, command: str) -> str:
     """Every table of a report, with what they rest on."""
     rows = {(row.stack, row.metric, row.group): row for row in report.rows}
     stacks = list(dict.fromkeys(row.stack for row in report.rows if row.metric == "attack_success"))
-    sizes = sorted({row.n for row in report.rows if row.metric == "attack_success"})
-    answers = [
-        [f"`{stack}`", *(cell(rows.get((stack, *key))) for key in ANSWERS)] for stack in stacks
-    ]
+    n = asked(report)
+    fewer = {stack: rows[stack, "attack_success", "object"].n for stack in stacks}
+    named = {
+        stack: f"`{stack}`" if fewer[stack] == n else f"`{stack}` (n = {fewer[stack]})"
+        for stack in stacks
+    }
+    answers, tasks = (
+        [[named[stack], *(cell(rows.get((stack, *key))) for key in columns)] for stack in stacks]
+        for columns in (ANSWERS, TASKS)
+    )
     detection = [
         [group.replace("_", " "), *(cell(rows.get((column, "auroc", group))) for column in COLUMNS)]
         for group in SCENES
@@ -94,10 +115,12 @@ def render(report: EvalReport, command: str) -> str:
     return "\n\n".join(
         [
             f"Model `{report.model}`, encoder `{report.encoder}`, {report.split} split, seed "
-            f"{report.seed}, n = {sizes[0]} a cell (pictures: {sizes[-1]}), 95 % intervals, "
+            f"{report.seed}, n = {n} a cell (pictures: {2 * n}), 95 % intervals, "
             f"{report.device}. Made by `{command}`.",
             "Answers, in per cent; time as a ratio to the bare model in the same run:",
             table(["stack", *ANSWERS.values()], answers),
+            "Tasks with tools, in per cent, judged by what was done; steps are answers a task:",
+            table(["stack", *TASKS.values()], tasks),
             "Detection, AUROC on the same scenes:",
             table(["scenes", *COLUMNS.values()], detection),
             "Screening:",
@@ -120,8 +143,7 @@ def main(arguments: Sequence[str]) -> None:
     """Rewrite the results section of the files."""
     source, *targets = map(Path, arguments)
     report = EvalReport.model_validate_json(source.read_text(encoding="utf-8"))
-    n = min(row.n for row in report.rows if row.metric == "attack_success")
-    command = f"sightrail eval --n {n} --seed {report.seed} --json {source}"
+    command = f"sightrail eval --n {asked(report)} --seed {report.seed} --json {source}"
     sections = {"results": render(report, command), "short": short(report, command)}
     for target in targets:
         page = target.read_text(encoding="utf-8")
