@@ -23,7 +23,8 @@ from sightrail.guardrails.model.chat_form import shaped, style_of
 from sightrail.guardrails.model.messages import read_messages
 from sightrail.guardrails.model.template import render, render_marked
 from sightrail.guardrails.model.tools import Tool, ToolCall, read_tool_choice, read_tools
-from sightrail.guardrails.moras.passes import asking, question
+from sightrail.guardrails.moras.passes import acting, asking, question
+from sightrail.guardrails.moras.settings import MorasSettings
 from tiny_models import FAMILIES as EVERY_FAMILY
 from tiny_models import tiny
 from tool_templates import EVERYDAY, LOOK, SAVE, TOOLED, TOOLS, Says, looked, tooled
@@ -146,13 +147,44 @@ def test_results_belong_to_the_instruction_where_their_place_is_certain(family: 
 
 
 def test_the_calls_of_moras_see_what_tools_have_shown() -> None:
+    """The pictures of a request in one turn of the user's, without the acts that brought them."""
     talk = conversation("internvl", looked("Found it.", SEEN))
     asked = asking(talk, "What do the pictures show?")
+    assert [turn.role for turn in asked.turns] == ["user"]
     assert len(asked.turns[-1].image_parts) == 1
-    assert asked.turns[-1].role == "user"
+    assert asked.turns[-1].texts == ["What do the pictures show?"]
     assert asked.tools == ()
-    assert not asked.has_tool_turns
     assert question(talk) == "What is in photo 3? Found it. A photo."
+
+
+def test_moras_asks_about_a_step_without_pictures_as_it_is() -> None:
+    """With its tools and results: without them, an order to act is one nobody could follow."""
+    settings = MorasSettings(base=0.1, safety_instruction="Be safe.")
+    before = [{"role": "system", "content": "Be kind."}]
+    talk = conversation("internvl", [*before, *looked("Found it.")])
+    asked = acting(talk, settings)
+    assert asked.tools == talk.tools
+    assert asked.turns[0] == talk.turns[0]
+    assert asked.turns[1].texts == [settings.risk_text("", talk.turns[1].texts[0])]
+    assert asked.turns[2:] == talk.turns[2:]
+    begun = conversation("internvl", [*user("Save it."), {"role": "assistant", "content": "Su"}])
+    assert [turn.role for turn in acting(begun, settings).turns] == ["user"]
+
+
+def test_a_conversation_that_was_read_keeps_its_tools() -> None:
+    lvlm, seen = bare("internvl"), []
+
+    class Sees(Says):
+        def interventions(self, prompt: Any, host: Any) -> Any:
+            seen.append(prompt.originals[0].tools)
+            return super().interventions(prompt, host)
+
+    talk = conversation("internvl", "Look at photo 3.")
+    seeing = lvlm.with_guardrails([Sees("No.", "internvl")])
+    seeing.chat(talk, **SHORT)
+    seeing.chat(talk, tools=TOOLS[:1], **SHORT)
+    seeing.chat(talk, tool_choice="none", **SHORT)
+    assert [len(tools) for tools in seen] == [len(TOOLS), 1, 0]
 
 
 def test_a_step_is_told_from_a_request() -> None:

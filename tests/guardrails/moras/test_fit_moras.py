@@ -78,7 +78,7 @@ def test_a_base_that_separates(lvlm: LocalLVLM, examples: list[Example]) -> None
 def test_the_shipped_artifact_says_what_it_is() -> None:
     shipped = load_artifact("testbed", "moras")
     assert shipped.manifest.base.name == "testbed"
-    assert shipped.manifest.data["with_pictures"] == 240
+    assert shipped.manifest.data["with_pictures"] > shipped.manifest.data["harmful"]
     folder = Path(str(Path(__file__).parents[3])) / "guardrails/sightrail/testbed/data"
     assert sum(f.stat().st_size for f in (folder / "moras").iterdir()) < 50_000
 
