@@ -2,19 +2,22 @@
 
 Inside ``more_devices()`` the devices ``FIRST`` and ``SECOND`` can be moved to, created on and asked
 for. What mixes tensors of two devices fails as between real ones; numbers alone and indices may
-come from anywhere, as torch allows.
+come from anywhere, as torch allows. Gradients flow over both where there is a C++ compiler
+(``GRADIENTS``).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from accelerate import dispatch_model
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.cpp_extension import load
 
 from sightrail.guardrails.model.families import text_tower
 
@@ -46,13 +49,26 @@ class _Module:
         return [torch.bfloat16, torch.float16]
 
 
+def _with_gradients() -> bool:
+    """Whether torch's engine knows of several devices; it asks once, at the first gradient."""
+    source = Path(__file__).with_name("pretended_devices.cpp")
+    try:  # compiled once, and kept where torch keeps what it compiles
+        load("pretended_devices", [str(source)], ["-O0"], is_python_module=False)
+    except (OSError, RuntimeError):  # no compiler, no ninja
+        return False
+    return True
+
+
 # torch keeps this place for the devices of others; it can be filled from Python.
+GRADIENTS: Final = _with_gradients()
 _module = _Module()
 _setup_privateuseone_for_python_backend("pretended", backend_module=_module)
 CPU: Final = torch.device("cpu")
 FIRST: Final = torch.device("pretended", 0)
 SECOND: Final = torch.device("pretended", 1)
 aten = torch.ops.aten
+_SDPA: Final = "scaled_dot_product_attention"
+_BCE: Final = "binary_cross_entropy_with_logits"
 _MATH: Final = 0  # torch's number of the attention that is written in plain operations
 
 
@@ -162,6 +178,36 @@ _kernels.impl("_copy_from", _copy_from, "PrivateUse1")
 _kernels.impl("_local_scalar_dense", lambda tensor: tensor.held.item(), "PrivateUse1")
 _others = torch.library.Library("_", "IMPL")
 _others.fallback(_otherwise, "PrivateUse1")
+
+
+def _cast(op: Any, full: bool) -> Any:
+    """An operation under autocast: its inputs in float32, or in the format that was asked for."""
+    left_out = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.float32 if full else torch.get_autocast_dtype(FIRST.type)
+
+        def moved(value: Any) -> Any:
+            number = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.to(dtype) if number else value
+
+        with torch._C._ExcludeDispatchKeyGuard(left_out):
+            return op(*tree_map(moved, args), **tree_map(moved, kwargs))
+
+    return cast
+
+
+# As on GPUs, as far as the models of the tests go.
+_casts = {
+    False: ("linear", "matmul", "mm", "bmm", "addmm", "conv2d", "conv3d", _SDPA),
+    True: ("layer_norm", "softmax.int", "log_softmax.int", "rsqrt", "pow.Tensor_Scalar", _BCE),
+}
+for _full, _names in _casts.items():
+    for _name in _names:
+        _op, _, _kind = _name.partition(".")
+        _where = getattr(getattr(aten, _op), _kind or "default")
+        _kernels.impl(_name, _cast(_where, _full), "AutocastPrivateUse1")
+_others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 
 
 @contextlib.contextmanager

@@ -354,6 +354,8 @@ BUILDERS: dict[str, Callable[[], Pair]] = {
     "glm46v": newer.glm46v,
     "llama4": newer.llama4,
     "gemma3n": newer.gemma3n,
+    "kimi_k25": newer.kimi_k25,
+    "molmo2": newer.molmo2,
 }
 FAMILIES = sorted(BUILDERS)
 #: Those whose classes differ from another family's in what the defences do not touch.

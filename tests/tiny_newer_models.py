@@ -230,3 +230,79 @@ def gemma3n() -> Pair:
         eoa_token_id=tokenizer.eoa_token_id,
     )
     return hf.Gemma3nForConditionalGeneration(config), processor
+
+
+def kimi_k25() -> Pair:
+    marks = "im_user im_assistant im_system im_middle im_end media_begin media_content media_end"
+    tokenizer = tt.byte_level_tokenizer(
+        [f"<|{name}|>" for name in marks.split()],
+        image_token="<|media_pad|>",
+        video_token="<|kimi_k25_video_placeholder|>",
+    )
+    processor = hf.Kimi_K25Processor(
+        image_processor=hf.Kimi_K25ImageProcessor(
+            patch_size=7, size={"max_height": 6, "max_width": 6}, max_patches=36
+        ),
+        tokenizer=tokenizer,
+        video_processor=hf.Kimi_K25VideoProcessor(patch_size=7),
+        chat_template=tt.KIMI,
+    )
+    config = hf.Kimi_K25Config(
+        vision_config={"patch_size": 7, "hidden_size": 32, "num_hidden_layers": 2}
+        | {"num_attention_heads": 2, "intermediate_size": 48, "pos_emb_height": 6}
+        | {"pos_emb_width": 6},
+        text_config=text_config(
+            "deepseek_v3",
+            num_key_value_heads=4,
+            head_dim=8,
+            q_lora_rank=32,
+            kv_lora_rank=16,
+            qk_nope_head_dim=16,
+            qk_rope_head_dim=8,
+            v_head_dim=16,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
+            rope_parameters=dict(ROPE),
+        ),
+        projection_hidden_size=32,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        tie_word_embeddings=False,
+    )
+    return hf.Kimi_K25ForConditionalGeneration(config), processor
+
+
+def molmo2() -> Pair:
+    kinds = "im_patch im_col im_start low_res_im_start frame_start im_end frame_end im_low"
+    tokenizer = tt.byte_level_tokenizer(
+        ["<|im_start|>", "<|im_end|>", *(f"<{kind}>" for kind in kinds.split())],
+        image_token="<|image|>",
+        video_token="<|video|>",
+    )
+    processor = hf.Molmo2Processor(
+        image_processor=hf.Molmo2ImageProcessor(
+            size=SIZE, patch_size=7, max_crops=4, overlap_margins=[1, 1]
+        ),
+        video_processor=hf.Molmo2VideoProcessor(size=SIZE, patch_size=7),
+        tokenizer=tokenizer,
+        chat_template=tt.MOLMO,
+    )
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = hf.Molmo2Config(
+        vision_config={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+        | {"image_size": [SIDE, SIDE], "patch_size": 7, **heads},
+        adapter_config={"vision_feature_layer": [1, 0], "hidden_size": 32}
+        | {"intermediate_size": 48, "text_hidden_size": 64, **heads},
+        text_config=text_config(
+            "molmo2_text", additional_vocab_size=16, rope_parameters=dict(ROPE)
+        ),
+        image_patch_id=tokenizer.convert_tokens_to_ids("<im_patch>"),
+        image_start_token_id=tokenizer.convert_tokens_to_ids("<im_start>"),
+        image_end_token_id=tokenizer.convert_tokens_to_ids("<im_end>"),
+        low_res_image_start_token_id=tokenizer.convert_tokens_to_ids("<low_res_im_start>"),
+    )
+    return hf.Molmo2ForConditionalGeneration(config), processor

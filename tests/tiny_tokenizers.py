@@ -163,3 +163,11 @@ LLAMA4 = _chat(
     "<|header_start|>assistant<|header_end|>\n\n",
     start="{{ bos_token }}",
 )
+# Each role of Kimi has a mark of its own; Molmo 2 has Qwen's, and its processor writes what begins.
+KIMI = _chat(
+    "<|im_{{ message['role'] }}|>{{ message['role'] }}<|im_middle|>",
+    "<|media_begin|>image<|media_content|><|media_pad|><|media_end|>\n",
+    "<|im_end|>",
+    "<|im_assistant|>assistant<|im_middle|>",
+)
+MOLMO = _chat(_CHATML, "<|image|>", "<|im_end|>\n", "<|im_start|>assistant\n")

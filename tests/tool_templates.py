@@ -181,6 +181,7 @@ TOOLED: dict[str, Tooled] = {
     "glm4v": _GLM_FORM,
     "glm4v_moe": _GLM_FORM,
     "glm46v": _GLM_FORM,
+    "molmo2": Tooled(_HERMES, "<|image|>"),
     "llava": _SET,
     "llava_next": _SET,
     "idefics3": _SET_IDEFICS,
@@ -193,6 +194,9 @@ TOOLED: dict[str, Tooled] = {
         "<end_of_turn>",
     ),
 }
+#: Kimi names a tool in the id of a call alone, and its template writes whatever id it is given.
+_KIMI_CALL = '<|tool_call_begin|>functions.look:0<|tool_call_argument_begin|>{"photo": 3}'
+UNREAD = {"kimi_k25": f"<|tool_calls_section_begin|>{_KIMI_CALL}<|tool_call_end|>"}
 #: Tried every day: one of each form. The others are left to the long suite.
 EVERYDAY = (
     *("qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision", "mistral3", "mllama", "gemma3"),

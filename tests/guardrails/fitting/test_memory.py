@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fit_helpers import CASA, DAVSP, EXAMPLES, PROTOTYPES, lvlm_of
-from more_devices import more_devices, spread
+from more_devices import FIRST, GRADIENTS, more_devices, spread
 from repository import environment
 from sightrail.guardrails import AttentiveCalibration, FitData, LocalLVLM, fit
 from sightrail.guardrails.davsp.fit import BorderLearner, BorderLoss
@@ -52,7 +52,7 @@ def border_of(lvlm: LocalLVLM, **resources: Any) -> torch.Tensor:
         Reader(model, processor),
         DifferentiablePreprocessing(processor.image_processor),
         AroundPicture((28, 28), 0.2, relative=relative, mean=(120.0, 120.0, 120.0)),
-        Direction(2, vector, 50.0, -50.0, ()),
+        Direction(2, vector.to(model.device), 50.0, -50.0, ()),
         DAVSP,
     )
     run = FitRun.begin(
@@ -85,20 +85,53 @@ def test_every_fit_works_on_a_base_in_half_precision(family: str, dtype: torch.d
     assert {p.dtype for p in lvlm.model.parameters()} == {dtype}
 
 
-def test_moras_is_fitted_over_two_devices() -> None:
-    """Gradients cannot be tried there: torch makes a thread a device, and none for a second one."""
-    settings, data = MorasSettings(context_tokens=3), FitData(EXAMPLES, prototypes=PROTOTYPES)
-    whole = lvlm_of("qwen2_vl")
-    model, processor = fresh("qwen2_vl")
+@contextmanager
+def placed(family: str, *, over_two: bool = True) -> Iterator[LocalLVLM]:
+    """A model whose layers are on two pretended devices, or all on the first of them."""
+    model, processor = fresh(family)
     with more_devices():
-        spread(model)
-        lvlm = LocalLVLM(model, processor, name="qwen2_vl", gather=False)
+        spread(model) if over_two else model.to(FIRST)
+        yield LocalLVLM(model, processor, name=family, gather=False)
+
+
+def test_moras_is_fitted_over_two_devices() -> None:
+    settings, data = MorasSettings(context_tokens=3), FitData(EXAMPLES, prototypes=PROTOTYPES)
+    with placed("qwen2_vl") as lvlm:
         found = fit("moras", lvlm, data, settings).artifact
-    expected = fit("moras", whole, data, settings).artifact
+    expected = fit("moras", lvlm_of("qwen2_vl"), data, settings).artifact
     prototypes = found.tensors["prototypes"]
     torch.testing.assert_close(prototypes, expected.tensors["prototypes"], rtol=1e-4, atol=1e-4)
     base = expected.manifest.settings["base"]
     assert found.manifest.settings["base"] == pytest.approx(base, abs=1e-4)
+
+
+gradients = pytest.mark.skipif(not GRADIENTS, reason="devices are made with g++ and ninja")
+
+
+@gradients
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mllama"])
+def test_casa_is_fitted_over_two_devices(family: str, twice: bool) -> None:
+    resources = Resources(gradient_checkpointing=twice)
+    with placed(family) as lvlm:
+        found = casa_of(lvlm, resources=resources)
+    with placed(family, over_two=False) as lvlm:
+        expected = casa_of(lvlm, resources=resources)
+    assert any(name.endswith("lora_B") for name in found)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].cpu(), values.cpu()) for name, values in expected.items())
+
+
+@gradients
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_border_is_fitted_over_two_devices(family: str, twice: bool) -> None:
+    with placed(family) as lvlm:
+        found = border_of(lvlm, gradient_checkpointing=twice).cpu()
+    with placed(family, over_two=False) as lvlm:
+        expected = border_of(lvlm, gradient_checkpointing=twice).cpu()
+    assert float((found - 120).abs().max()) >= 8
+    assert torch.equal(found, expected)
 
 
 def with_adapters() -> LocalLVLM:

@@ -183,7 +183,7 @@ def test_eight_bits(family: str, tmp_path: Path) -> None:
     packed = [module for module in model.modules() if type(module).__name__ == "Linear8bitLt"]
     assert packed
     bare = LocalLVLM(model, processor, name=family)
-    if family == "gemma3n":
+    if family in ("gemma3n", "kimi_k25"):
         with pytest.raises(RuntimeError, match="must match the size"):
             bare.chat(ROWS[0], **SHORT)
         pytest.skip("bitsandbytes' kernel for CPUs takes no states of four dimensions")

@@ -22,12 +22,13 @@ from sightrail.guardrails.errors import (
 from sightrail.guardrails.model.chat_form import shaped, style_of
 from sightrail.guardrails.model.messages import read_messages
 from sightrail.guardrails.model.template import render, render_marked
+from sightrail.guardrails.model.tool_calls import AnswerReader, format_of
 from sightrail.guardrails.model.tools import Tool, ToolCall, read_tool_choice, read_tools
 from sightrail.guardrails.moras.passes import acting, asking, question
 from sightrail.guardrails.moras.settings import MorasSettings
 from tiny_models import FAMILIES as EVERY_FAMILY
 from tiny_models import tiny
-from tool_templates import EVERYDAY, LOOK, SAVE, TOOLED, TOOLS, Says, looked, tooled
+from tool_templates import EVERYDAY, LOOK, SAVE, TOOLED, TOOLS, UNREAD, Says, looked, tooled
 
 FAMILIES = [
     family if family in EVERYDAY else pytest.param(family, marks=pytest.mark.long)
@@ -78,7 +79,17 @@ def test_templates_differ_and_each_is_found_out() -> None:
 
 
 def test_each_family_has_a_template_with_tools() -> None:
-    assert set(TOOLED) == set(EVERY_FAMILY)
+    assert {*TOOLED, *UNREAD} == set(EVERY_FAMILY)
+
+
+@pytest.mark.shows("tools")
+@pytest.mark.parametrize("family", sorted(UNREAD))
+def test_a_call_in_a_form_that_is_not_known_is_text(family: str) -> None:
+    _, processor = tiny(family)
+    reader = AnswerReader(format_of(processor.chat_template).template, tools=read_tools(TOOLS))
+    said = reader.end(UNREAD[family])
+    assert (said.calls, "functions.look:0" in said.text) == ((), True)
+    pytest.skip("its calls are named by their ids, which nothing here reads; they come as text")
 
 
 def test_a_style_follows_the_template_that_is_set() -> None:

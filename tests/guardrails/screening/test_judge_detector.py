@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from torch.nn import functional
 
 import tiny_models
 from judge_helpers import judging, said, slowly
 from lvlm_helpers import picture
-from sightrail.guardrails import ConfigurationError, Picture, Policy
+from sightrail.guardrails import ConfigurationError, LocalLVLM, Picture, Policy
 from sightrail.guardrails.carriers.loop import ask
+from sightrail.guardrails.errors import ModelLoadError
 from sightrail.guardrails.judging import EndpointJudge, JudgeCase
 from sightrail.guardrails.judging.local import LocalJudge, ShieldGemmaJudge
 from sightrail.guardrails.screening.judge_detector import JudgeDetector
@@ -21,6 +25,8 @@ from sightrail.guardrails.verdict import NotInspected
 from sightrail.testbed.conversations import draw_attack, draw_benign
 from sightrail.testbed.picture_judge import judge_profile
 from sightrail.testbed.splits import SPLITS
+from tiny_parts import text_config
+from tiny_tokenizers import byte_level_tokenizer
 
 CALIBRATION = SPLITS["calibration"]
 
@@ -85,6 +91,63 @@ def test_a_local_judges_answer_comes_token_by_token(mini, attacks) -> None:
         best = max(token.alternatives, key=token.alternatives.get)
         assert best.strip() == token.text.strip()  # greedy: the likeliest is what was said
         assert token.alternatives[best] <= 0
+
+
+GUARD = (
+    "{{ bos_token }}<|start_header_id|>user<|end_header_id|>\n\nIs the last turn safe?\n"
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] | trim }}\n"
+    "{% endfor %}<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+)
+
+
+def text_judge(says: str, folder: Path, *, pads: bool = True) -> LocalJudge:
+    """A model of text with a template like Llama Guard's, which always says the same."""
+    marks = ["<|start_header_id|>", "<|end_header_id|>"]
+    ends = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    tokenizer = byte_level_tokenizer(marks, **ends)
+    tokenizer.chat_template = GUARD
+    tokenizer.pad_token = tokenizer.pad_token if pads else None
+    config = text_config("llama", eos_token_id=tokenizer.eos_token_id)
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**config))
+    begun = tokenizer.convert_tokens_to_ids("<|end_header_id|>")
+    chain = [begun, *tokenizer.encode(says, add_special_tokens=False), tokenizer.eos_token_id]
+    assert len(set(chain)) == len(chain)
+    with torch.no_grad():  # each token calls for the next, whatever stood before
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        words = model.model.embed_tokens.weight
+        model.lm_head.weight.zero_()
+        for token, after in pairwise(chain):
+            model.lm_head.weight[after] = functional.normalize(words[token], dim=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return LocalJudge.from_pretrained(folder, "llama-guard-3", device="cpu")
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_a_judge_that_reads_text_alone_judges_texts_and_says_so_of_pictures(
+    tmp_path: Path, pads: bool
+) -> None:
+    judge = text_judge("unsafe\nS2", tmp_path, pads=pads)
+    assert (judge.processor.pad_token is not None) == pads
+    image = picture(0)
+    cases = [JudgeCase(text="a"), JudgeCase(image, "and a text"), JudgeCase(text="a longer one")]
+    text, shown, longer, answer = judge.judge([*cases, JudgeCase(text="a", answer="b")])
+    assert [(each.unsafe, each.category) for each in (text, longer, answer)] == [
+        (True, "non-violent crimes")
+    ] * 3
+    assert text.from_probabilities
+    assert isinstance(shown, NotInspected)
+    assert shown.reason == "judge_reads_text_alone"
+    (verdict,) = JudgeDetector(judge).screen([image])
+    assert (verdict.status, Policy().decide(verdict)) == ("not_inspected", "refuse")
+
+
+def test_a_model_that_reads_text_alone_answers_no_pictures(tmp_path: Path) -> None:
+    text_judge("safe", tmp_path)
+    with pytest.raises(ModelLoadError, match="'llama' is no model that reads pictures"):
+        LocalLVLM.from_pretrained(tmp_path)
 
 
 def shieldgemma(yes: int, no: int) -> ShieldGemmaJudge:

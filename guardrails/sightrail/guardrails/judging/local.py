@@ -1,8 +1,8 @@
-"""Judges that run here: any image-text-to-text model of transformers, and ShieldGemma 2."""
+"""Judges that run here: a model of transformers, with or without eyes, and ShieldGemma 2."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -19,15 +19,22 @@ __all__ = ["LocalJudge", "ShieldGemmaJudge"]
 
 _TOP_TOKENS: Final = 20
 _NO_PICTURE: Final = NotInspected(reason="judge_needs_picture", detail="it judges pictures alone")
+_NO_EYES: Final = NotInspected(
+    reason="judge_reads_text_alone",
+    detail="the judge is a model of text; ask one that sees (llama-guard-4, llavaguard, yes-no)",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class LocalJudge:
-    """A vision-language model of transformers as a judge.
+    """A model of transformers as a judge.
+
+    One that reads text alone, such as Llama Guard 3 of 8B, judges texts and answers. A case with a
+    picture it does not judge at all: half of a case is not the case.
 
     Attributes:
-        model: an `AutoModelForImageTextToText`.
-        processor: its processor, with a chat template.
+        model: an `AutoModelForImageTextToText`, or an `AutoModelForCausalLM`.
+        processor: its processor, or its tokenizer; with a chat template.
         profile: how it is asked, or the name of one of PROFILES.
         batch_size: cases in one run.
 
@@ -64,7 +71,7 @@ class LocalJudge:
         """
         from ..model.loading import load_model
 
-        model, processor = load_model(name, **loading)
+        model, processor = load_model(name, text_alone=True, **loading)
         return cls(model, processor, profile, batch_size)
 
     @property
@@ -75,7 +82,7 @@ class LocalJudge:
 
     def judge(self, cases: Sequence[JudgeCase]) -> list[Judged | NotInspected]:
         """See Judge. Cases with and without pictures go in runs of their own."""
-        found: dict[int, Judged | NotInspected] = {}
+        found: dict[int, Judged | NotInspected] = dict.fromkeys(range(len(cases)), _NO_EYES)
         for rows in self._runs(cases):
             for row, reply in zip(rows, self._answer([cases[row] for row in rows]), strict=True):
                 found[row] = self._profile.read(reply) or UNPARSABLE
@@ -85,11 +92,17 @@ class LocalJudge:
     def _profile(self) -> JudgeProfile:
         return judge_profile(self.profile)
 
+    @property
+    def _sees(self) -> bool:
+        return hasattr(self.processor, "image_processor")
+
     def _runs(self, cases: Sequence[JudgeCase]) -> Iterator[list[int]]:
-        for shown in (True, False):
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        most = 1 if tokenizer.pad_token is None else self.batch_size
+        for shown in (True, False) if self._sees else (False,):
             rows = [row for row, case in enumerate(cases) if (case.image is not None) is shown]
-            for start in range(0, len(rows), self.batch_size):
-                yield rows[start : start + self.batch_size]
+            for start in range(0, len(rows), most):
+                yield rows[start : start + most]
 
     def _answer(self, cases: Sequence[JudgeCase]) -> list[ChatReply]:
         """Greedy answers with their tokens' alternatives."""
@@ -120,6 +133,16 @@ class LocalJudge:
     def _inputs(self, asked: Sequence[Any]) -> Any:
         """The batch, padded on the left so that all answers begin together."""
         padding = {"padding": True, "padding_side": "left"} if len(asked) > 1 else {}
+        if not self._sees:
+            texts = self.processor.apply_chat_template(
+                [_as_text(conversation) for conversation in asked],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            # The template has written all that begins a text.
+            made = self.processor(texts, add_special_tokens=False, return_tensors="pt", **padding)
+            kept = {name: made[name] for name in ("input_ids", "attention_mask")}
+            return {name: value.to(self.model.device) for name, value in kept.items()}
         inputs = self.processor.apply_chat_template(
             list(asked),
             add_generation_prompt=True,
@@ -151,6 +174,17 @@ class LocalJudge:
             tokens.append(Token(text[len(before) :], alternatives))
             before = text
         return ChatReply(before, tuple(tokens))
+
+
+def _as_text(conversation: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Messages whose content is a text, which is all that templates of such models take."""
+    return [
+        {
+            "role": message["role"],
+            "content": "\n".join(part["text"] for part in message["content"]),
+        }
+        for message in conversation
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -235,7 +235,9 @@ def _profiles(*profiles: JudgeProfile) -> dict[str, JudgeProfile]:
 
 
 PROFILES: Final = _profiles(
-    # arXiv 2411.10414 and meta-llama/Llama-Guard-4-12B: their chat templates hold the policy.
+    # arXiv 2407.21783 (8B and 1B: text alone), 2411.10414 and meta-llama/Llama-Guard-4-12B: their
+    # chat templates hold the policy.
+    JudgeProfile("llama-guard-3", first_line, categories=_HAZARDS),
     JudgeProfile("llama-guard-3-vision", first_line, categories=_HAZARDS),
     JudgeProfile("llama-guard-4", first_line, categories=_HAZARDS),
     # arXiv 2504.01081. As a local model it gives probabilities: see `ShieldGemmaJudge`.

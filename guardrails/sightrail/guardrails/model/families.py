@@ -90,9 +90,11 @@ FAMILIES: Final[dict[str, str]] = {
     "glm4v": "GLM-4.1V",
     "glm4v_moe": "GLM-4.5V",
     "glm46v": "GLM-4.6V",
+    "kimi_k25": "Kimi K2.5",
     "llama4": "Llama 4",
     "mllama": "Llama 3.2 Vision (Mllama)",
     "mistral3": "Mistral 3",
+    "molmo2": "Molmo 2",
 }
 
 #: Checkpoints of more than one model, by their ``model_type``: the class of the one that reads

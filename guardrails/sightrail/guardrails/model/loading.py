@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from ..embedded import TESTBED, embedded_folder
 from ..errors import ConfigurationError, ModelLoadError
@@ -35,6 +40,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     local_files_only: bool | None = None,
+    text_alone: bool = False,
     **model_kwargs: Any,
 ) -> tuple[Any, Any]:
     """Load ``(model, processor)``.
@@ -52,6 +58,7 @@ def load_model(
         revision: commit, branch or tag on the Hub.
         trust_remote_code: run Python code that comes with the checkpoint.
         local_files_only: do not go to the network; ``HF_HUB_OFFLINE`` is honoured in any case.
+        text_alone: a model that reads no pictures will do as well; its processor is a tokenizer.
         model_kwargs: passed to ``AutoModelForImageTextToText.from_pretrained``.
 
     Raises:
@@ -76,7 +83,7 @@ def load_model(
     if device_map is not None:
         model_kwargs["device_map"] = device_map
     try:
-        loader = _loader(AutoConfig.from_pretrained(source, **where))
+        loader = _loader(AutoConfig.from_pretrained(source, **where), text_alone)
         processor = AutoProcessor.from_pretrained(source, **where)
         model, told = loader.from_pretrained(
             source, dtype=number_format, output_loading_info=True, **where, **model_kwargs
@@ -114,17 +121,20 @@ def _quantization(asked: QuantizationConfigMixin | str | None) -> QuantizationCo
     return made
 
 
-def _loader(config: Any) -> Any:
+def _loader(config: Any, text_alone: bool) -> Any:
     """What loads a checkpoint with this config.
 
     Raises:
-        ValueError: it has no model that reads pictures.
+        ValueError: it has no model that reads pictures, nor one of text where that will do.
     """
     kind = config.model_type
     if kind in PART_OF:
         return getattr(transformers, PART_OF[kind])
     loader: Any = AutoModelForImageTextToText
     known = type(config) in loader._model_mapping or getattr(config, "auto_map", None)
+    of_text: Any = AutoModelForCausalLM
+    if not known and text_alone and type(config) in of_text._model_mapping:
+        return of_text
     if not known:
         raise ValueError(f"{kind!r} is no model that reads pictures and writes text")
     return loader
