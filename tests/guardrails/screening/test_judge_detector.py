@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import socket
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from lvlm_helpers import picture
 from sightrail.guardrails import ConfigurationError, LocalLVLM, Picture, Policy
 from sightrail.guardrails.carriers.loop import ask
 from sightrail.guardrails.errors import ModelLoadError
-from sightrail.guardrails.judging import EndpointJudge, JudgeCase
+from sightrail.guardrails.judging import Endpoint, EndpointJudge, JudgeCase
 from sightrail.guardrails.judging.local import LocalJudge, ShieldGemmaJudge
 from sightrail.guardrails.screening.judge_detector import JudgeDetector
 from sightrail.guardrails.verdict import NotInspected
@@ -27,6 +29,7 @@ from sightrail.testbed.picture_judge import judge_profile
 from sightrail.testbed.splits import SPLITS
 from tiny_parts import text_config
 from tiny_tokenizers import byte_level_tokenizer
+from web_helpers import Answer, respond, serving
 
 CALIBRATION = SPLITS["calibration"]
 
@@ -188,8 +191,8 @@ def test_shieldgemma_takes_the_first_column_for_yes_it_violates() -> None:
 
 
 def served(server, **settings) -> JudgeDetector:
-    profile = settings.pop("profile", "yes-no")
-    return JudgeDetector(EndpointJudge(server.endpoint(timeout_s=0.5), profile), **settings)
+    endpoint = server.endpoint(timeout_s=settings.pop("timeout_s", 20))
+    return JudgeDetector(EndpointJudge(endpoint, "yes-no"), **settings)
 
 
 def test_a_served_judge_decides() -> None:
@@ -209,10 +212,80 @@ def test_a_served_judge_decides() -> None:
 )
 def test_what_is_no_answer_is_not_inspected(answer, reason) -> None:
     with judging(answer) as server:
-        verdict = served(server).screen([picture(1)])[0]
+        seconds = 0.5 if reason == "judge_timed_out" else 20
+        verdict = served(server, timeout_s=seconds).screen([picture(1)])[0]
     assert verdict.status == "not_inspected"
     assert [gap.reason for gap in verdict.not_inspected] == [reason]
     assert Policy().decide(verdict) == "refuse"
+
+
+SILENCE = threading.Event()
+
+
+def keeps_still(connection: socket.socket, request: str) -> None:
+    SILENCE.wait(30)
+
+
+def drips(head: bytes) -> Answer:
+    """An answer that never ends, a byte at a time: no single read of it takes long."""
+
+    def answer(connection: socket.socket, request: str) -> None:
+        connection.sendall(head)
+        for _ in range(1500):
+            if SILENCE.wait(0.02):
+                return
+            connection.sendall(b"a")
+
+    return answer
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+FAULTS: dict[str, tuple[Answer, str, int]] = {
+    "silent": (keeps_still, "timed_out", 2),
+    "headers that never end": (drips(OK + b"X: "), "timed_out", 2),
+    "a body that never ends": (drips(OK + b"Content-Length: 5000\r\n\r\n"), "timed_out", 2),
+    "cut off": (lambda to, _: to.sendall(OK + b"Content-Length: 500\r\n\r\n{"), "unreachable", 2),
+    "hangs up": (lambda to, _: None, "unreachable", 2),
+    "another protocol": (lambda to, _: to.sendall(b"220 ready\r\n"), "unreachable", 2),
+    "a page": (respond("200 OK", b"<html>No such route</html>"), "unreadable", 1),
+    "another's JSON": (respond("200 OK", b'{"error": {"message": "no"}}'), "unreadable", 1),
+    "broken gzip": (respond("200 OK", b"no gzip", Content_Encoding="gzip"), "unreadable", 1),
+    "busy for an hour": (respond("429 Slow Down", Retry_After="3600"), "http_error", 1),
+    "busy": (respond("429 Slow Down", Retry_After="0.01"), "http_error", 2),
+    "moved": (respond("302 Found", Location="http://127.0.0.1:1/"), "http_error", 1),
+}
+
+
+def after_the_request(answer: Answer) -> Answer:
+    """The answer of a server that has read what it was sent."""
+
+    def reply(connection: socket.socket, request: str) -> None:
+        head, _, body = request.partition("\r\n\r\n")
+        while len(body) < int(head.lower().split("content-length: ")[1].split()[0]):
+            body += connection.recv(65536).decode("latin-1")
+        answer(connection, request)
+
+    return reply
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_is_broken_leaves_a_picture_not_inspected(fault: str) -> None:
+    answer, reason, tries = FAULTS[fault]
+    SILENCE.clear()
+    with serving({"/v1/chat/completions": after_the_request(answer)}) as server:
+        endpoint = Endpoint(
+            base_url=f"http://127.0.0.1:{server.port}/v1",
+            model="judge",
+            timeout_s=0.4 if reason == "timed_out" else 20,
+            budget_s=30,
+            retries=1,
+        )
+        verdict = JudgeDetector(EndpointJudge(endpoint, "yes-no")).screen([picture(1)])[0]
+        SILENCE.set()
+    assert verdict.status == "not_inspected"
+    assert [gap.reason for gap in verdict.not_inspected] == [f"judge_{reason}"]
+    assert Policy().decide(verdict) == "refuse"
+    assert server.accepted == tries
 
 
 def test_every_frame_is_judged_and_more_than_that_is_not_inspected() -> None:

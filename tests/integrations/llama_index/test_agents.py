@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -25,7 +28,7 @@ from starlette.responses import JSONResponse
 
 from chain_helpers import CLEAN, RISKY
 from defences import DEFENCES
-from serve_helpers import Scripted, completion, scripted
+from serve_helpers import Scripted, completion, pieces, scripted
 from sightrail.guardrails import CallRules, ConfigurationError, LocalLVLM, Policy, RequestRefused
 from sightrail.guardrails.testing import StubReader
 from sightrail.integrations.llama_index import (
@@ -103,19 +106,27 @@ async def test_an_agent_looks_sends_and_answers(kind: str, streaming: bool) -> N
     assert [call.tool_name for call in answer.tool_calls] == ["page", "send"]
 
 
-async def test_a_react_agent_reads_its_steps_out_of_texts() -> None:
-    act = 'Thought: I look.\nAction: send\nAction Input: {"text": "hi"}'
-    done = "Thought: I can answer without using any more tools.\nAnswer: Done."
+def steps(*texts: str) -> Says:
+    """Makes the local model say these texts; ReAct tells results in the user's name."""
 
     class InTurn(SaysInTurn):
-        """ReAct tells results in the user's words, so steps are counted in turns."""
-
         def interventions(self, prompt: Any, host: Any) -> Any:
             (talk,) = prompt.originals
-            said = self.steps[0] if len(talk.turns) > 2 else self.text
-            return Says(said, self.family).interventions(prompt, host)
+            told = sum(turn.role == "assistant" for turn in talk.turns)
+            return Says(texts[min(told, len(texts) - 1)], self.family).interventions(prompt, host)
 
-    agent = ReActAgent(tools=TOOLS, llm=local(InTurn(act, FAMILY, steps=(done,))))
+    return InTurn(texts[0], FAMILY)
+
+
+ANSWER = "Thought: I can answer without using any more tools.\nAnswer: Done."
+
+
+def act(name: str, given: dict[str, Any]) -> str:
+    return f"Thought: I act.\nAction: {name}\nAction Input: {json.dumps(given)}"
+
+
+async def test_a_react_agent_reads_its_steps_out_of_texts() -> None:
+    agent = ReActAgent(tools=TOOLS, llm=local(steps(act("send", {"text": "hi"}), ANSWER)))
     assert str(await agent.run("Say hi.")) == "Done."
     assert sent == ["hi"]
 
@@ -177,6 +188,9 @@ class InOrder(Scripted):
     async def handle(self, request: Any) -> Any:
         await super().handle(request)
         body = self.answer.pop(0) if len(self.answer) > 1 else self.answer[0]
+        if self.bodies[-1].get("stream"):
+            said = body["choices"][0]["message"]["content"]
+            return self.streaming(pieces(*re.findall(r"\S+\s*", said)))
         return JSONResponse(body, headers={"connection": "close"})  # clients leave theirs open
 
 
@@ -258,6 +272,116 @@ async def test_without_somebody_to_ask_calls_are_held_back(where: str, server: A
     assert not sent
 
 
+def react(where: str, server: Any, *texts: str, **rules: Any) -> Any:
+    """A model that writes these texts, for a ReActAgent."""
+    if where == "local":
+        return local(steps(*texts), **rules)
+    upstream, address = server
+    upstream.answer = [completion(text) for text in texts]
+    reader = StubReader(flag=flags, text=ORDER)
+    served = OpenAILike(
+        model="m", api_base=f"{address}/v1", api_key="k", is_chat_model=True, max_retries=0
+    )
+    return guard_llm(served, detector=reader, policy=policy(**rules))
+
+
+def risky_text() -> str:
+    """Show a risky page, in a text."""
+    return f"![page](data:image/png;base64,{base64.b64encode(RISKY).decode()})"
+
+
+def page_text() -> str:
+    """Show a page, in a text."""
+    return f"![page](data:image/png;base64,{base64.b64encode(CLEAN).decode()})"
+
+
+TEXTS = [*TOOLS, *(FunctionTool.from_defaults(fn) for fn in (risky_text, page_text))]
+STREAMING = pytest.mark.parametrize("streaming", [True, False])
+SEND = act("send", {"text": ORDER})
+SHORT = ReActChatFormatter(system_header="Tools:\n{tool_desc}\nOne of: {tool_names}")
+"""The tiny models have little room."""
+
+
+def shown(where: str, picture: bytes) -> tuple[Any, tuple[str, ...], list[FunctionTool]]:
+    """What a user asks, the agent's first steps, and its tools: until the picture was seen.
+
+    A local model reads texts as texts, so its picture is the user's own.
+    """
+    if where == "local":
+        return (
+            ChatMessage(blocks=[TextBlock(text="Look."), ImageBlock(image=picture)]),
+            (),
+            TOOLS[2:],
+        )
+    tool = "risky_text" if picture is RISKY else "page_text"
+    return "Look.", (act(tool, {}),), TEXTS
+
+
+@WHERE
+@STREAMING
+async def test_a_react_agents_calls_are_ruled(where: str, streaming: bool, server: Any) -> None:
+    asked, first, tools = shown(where, CLEAN)
+    rules = {"read_words": "refuse", "untrusted": ("user", "tool")}
+    llm = react(where, server, *first, SEND, ANSWER, **rules)
+    assert str(
+        await ReActAgent(tools=tools, llm=llm, formatter=SHORT, streaming=streaming).run(asked)
+    ) == (CallRules().refusal)
+    assert not sent
+    llm = react(where, server, *first, act("send", {"text": "my own"}), ANSWER, **rules)
+    agent = ReActAgent(tools=tools, llm=llm, formatter=SHORT, streaming=streaming)
+    assert str(await agent.run(asked)) == "Done."
+    assert sent == ["my own"]
+
+
+@WHERE
+@STREAMING
+async def test_a_react_agent_after_an_unsafe_picture(
+    where: str, streaming: bool, server: Any
+) -> None:
+    """A step that cannot be read, of which the agent tells in the user's name, ends nothing."""
+    asked, first, tools = shown(where, RISKY)
+    said = *first, "Thought: hm\nAction: nothing", act("send", {"text": "a"}), ANSWER
+    llm = react(where, server, *said, after_unsafe="refuse")
+    answer = await ReActAgent(tools=tools, llm=llm, formatter=SHORT, streaming=streaming).run(asked)
+    assert str(answer) == CallRules().refusal
+    assert not sent
+
+
+@WHERE
+async def test_a_react_agents_call_is_held_back(where: str, server: Any) -> None:
+    asked, first, tools = shown(where, CLEAN)
+    llm = react(where, server, *first, SEND, read_words="ask", untrusted=("user", "tool"))
+    answer = await ReActAgent(tools=tools, llm=llm, formatter=SHORT).run(asked)
+    assert str(answer) == CallRules().review
+    assert answer.raw["held_calls"][0]["tool_kwargs"] == {"text": ORDER}
+    assert not sent
+
+
+@WHERE
+@STREAMING
+async def test_a_person_is_asked_about_every_call_of_a_react_agent(
+    where: str, streaming: bool, server: Any
+) -> None:
+    """A result that is told in the user's name is no new word of the user's."""
+    asked, first, tools = shown(where, RISKY)
+    said = *first, act("send", {"text": "a"}), act("send", {"text": "b"}), ANSWER
+    llm = react(where, server, *said, after_unsafe="ask")
+    agent = ReActAgent(
+        tools=[*tools, review_tool(tools)], llm=llm, formatter=SHORT, streaming=streaming
+    )
+    handler = agent.run(asked)
+    asked_about = []
+    async for event in handler.stream_events():
+        if isinstance(event, CallReviewRequestedEvent):
+            assert event.reasons == ["after_unsafe"]
+            asked_about.append(event.tool_kwargs)
+            assert len(sent) < len(asked_about)
+            handler.ctx.send_event(CallReviewedEvent(call_id=event.call_id, ruling="approve"))
+    assert str(await handler) == "Done."
+    assert asked_about == [{"text": "a"}, {"text": "b"}]
+    assert sent == ["a", "b"]
+
+
 RULINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "approve": ({}, [ORDER]),
     "edit": ({"tool_kwargs": {"text": "No."}}, ["No."]),
@@ -315,9 +439,9 @@ async def test_streamed_calls_wait_for_the_rule() -> None:
     shown = ChatMessage(role=MessageRole.TOOL, blocks=page())
     shown.additional_kwargs = {"name": "page", "tool_call_id": "1"}
     asked = [ChatMessage("Look."), called, shown]
-    pieces = [p async for p in await llm.astream_chat_with_tools(TOOLS, chat_history=asked)]
-    assert not any(llm.get_tool_calls_from_response(p, False) for p in pieces)
-    assert pieces[-1].message.content == CallRules().refusal
+    told = [p async for p in await llm.astream_chat_with_tools(TOOLS, chat_history=asked)]
+    assert not any(llm.get_tool_calls_from_response(p, False) for p in told)
+    assert told[-1].message.content == CallRules().refusal
 
 
 def test_a_review_tool_knows_each_tool_by_its_name() -> None:

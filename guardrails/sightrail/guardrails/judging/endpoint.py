@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ from pydantic import (
     field_validator,
 )
 
+from ..deadline import run_within
 from ..errors import ConfigurationError, SightrailError
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ Reason = Literal["unreachable", "timed_out", "http_error", "too_large", "unreada
 
 _AGAIN: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _FIRST_WAIT_S: Final = 0.25
+_GRACE_S: Final = 0.1
+"""So much later than httpx's own limits, which close the connection."""
 _TOP_TOKENS: Final = 20  # the most that OpenAI's API gives for one position
 
 
@@ -215,15 +219,27 @@ class Endpoint(BaseModel):
         with turns:
             ends = time.monotonic() + self.budget_s
             for attempt in range(self.retries + 1):
-                left = ends - time.monotonic()
+                seconds = max(0.01, min(self.timeout_s, ends - time.monotonic()))
                 try:
-                    return self._send(client, path, body, min(self.timeout_s, left))
+                    return self._sent(client, path, body, seconds)
                 except _RetriableError as error:
                     wait = error.wait_s or _FIRST_WAIT_S * 2**attempt * (0.5 + random.random())
                     if attempt == self.retries or time.monotonic() + wait >= ends:
                         raise EndpointError(error.reason, str(error)) from error
                     time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
+
+    def _sent(
+        self, client: httpx.Client, path: str, body: Mapping[str, Any], seconds: float
+    ) -> Mapping[str, Any]:
+        """One request within its time: httpx knows no limit on looking up a name, nor on headers
+        that come drop by drop.
+        """
+        send = partial(self._send, client, path, body, seconds)
+        try:
+            return run_within(seconds + _GRACE_S, send)
+        except TimeoutError as error:
+            raise _RetriableError("timed_out", f"no answer within {self.timeout_s:g} s") from error
 
     def _send(
         self, client: httpx.Client, path: str, body: Mapping[str, Any], seconds: float
@@ -233,7 +249,7 @@ class Endpoint(BaseModel):
         ends = time.monotonic() + seconds
         try:
             with client.stream(
-                "POST", self.base_url + path, json=body, timeout=max(0.01, seconds)
+                "POST", self.base_url + path, json=body, timeout=seconds
             ) as response:
                 if response.status_code in _AGAIN:
                     raise _RetriableError("http_error", _status(response), _asked_wait(response))

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, get_args
 
 from ..errors import ConfigurationError, PromptError
 from ..policy import Surface
@@ -85,6 +85,16 @@ class Turn:
         return [part for part in self.parts if isinstance(part, ImagePart)]
 
 
+class WrittenCalls(Protocol):
+    """Calls that an agent reads out of an answer's text, as ReAct agents do."""
+
+    def before(self, text: str, /) -> str:
+        """The beginning of a text, up to where a call may begin; it may be shown at once."""
+
+    def find(self, text: str, /) -> Sequence[ToolCall]:
+        """What the agent will carry out."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Turns, from a framework's messages to the chat template, and the tools that may be called.
@@ -94,12 +104,14 @@ class Conversation:
         tools: those that may be called.
         unsafe: an earlier step of the chain has found an unsafe picture in what is to be answered.
         ordered: the app forces a call by a tool's name, so it is not the model's proposal.
+        written: finds calls in the answer's text, where somebody may read them out of it.
     """
 
     turns: tuple[Turn, ...]
     tools: tuple[Tool, ...] = ()
     unsafe: bool = False
     ordered: bool = False
+    written: WrittenCalls | None = None
 
     @classmethod
     def of(cls, said: Iterable[Turn], tools: Sequence[Tool] = ()) -> Conversation:

@@ -241,7 +241,7 @@ class Pipeline:
         gatherer = gatherer_of(self.host.model)
         gatherer.start(ticket, self.gathering)
         try:
-            shown = yield from self._pieces(ticket, tokens, options, reader)
+            shown = yield from self._pieces(ticket, tokens, options, reader, conversation)
             made = ticket.results()[0]
             answer = self.answer(made, screened, options, conversation, reader)
             yield from _last_chunks(answer, shown)
@@ -257,6 +257,7 @@ class Pipeline:
         stream: TokenStream,
         options: GenerationOptions,
         reader: AnswerReader | None,
+        conversation: Conversation,
     ) -> Generator[AnswerChunk, None, Said]:
         """What is certain of the answer as it comes; at the end, what of it was shown."""
         tokens: list[int] = []
@@ -266,6 +267,8 @@ class Pipeline:
             tokens += new
             text = showable_text(self.host.decode(tokens, reader), options.stop)
             said = Said(text) if reader is None else reader.read(text)
+            if conversation.written is not None and self.host.policy.calls.active:
+                said = replace(said, text=conversation.written.before(said.text))
             if said.follows(shown):
                 yield AnswerChunk(
                     said.text[len(shown.text) :], reasoning=said.reasoning[len(shown.reasoning) :]
@@ -320,7 +323,11 @@ class Pipeline:
     def _ruled(self, answer: Answer, screened: ScreenedConversation) -> Answer:
         """The answer with its calls as the policy has them: as they are, held back, or refused."""
         rules, talk = self.host.policy.calls, screened.conversation
-        if not answer.tool_calls or not rules.active or talk is None:
+        if talk is None or not rules.active:
+            return answer
+        written = () if talk.written is None else tuple(talk.written.find(answer.text))
+        calls = answer.tool_calls or written
+        if answer.refused or not calls:
             return answer
         flagged = any(v.subject == "request" and v.status != "clean" for v in answer.verdicts)
         context = CallContext(
@@ -329,13 +336,14 @@ class Pipeline:
             talk.ordered_words,
         )
         guard = CallGuard(self.host.policy, (*self.guards.detectors, *self.readers))
-        ruling = guard.rule([call.arguments for call in answer.tool_calls], context)
+        ruling = guard.rule([call.arguments for call in calls], context)
         told = replace(answer, verdicts=answer.verdicts + ruling.verdicts)
         if ruling.action == "allow":
             return told
-        calls, told = answer.tool_calls, replace(told, tool_calls=())
+        told = replace(told, tool_calls=())
         if ruling.action == "ask":
-            held = replace(told, held_calls=calls, text=answer.text or rules.review)
+            text = answer.text if answer.tool_calls else ""
+            held = replace(told, held_calls=calls, text=text or rules.review)
             return replace(held, finish_reason="stop")
         return replace(
             told, text=rules.refusal, refused=True, invalid_tool_calls=(), finish_reason="refused"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from llama_index.core.agent.react.output_parser import ReActOutputParser
+from llama_index.core.agent.react.types import ActionReasoningStep
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     MessageRole,
+    TextBlock,
     ToolCallBlock,
 )
 from llama_index.core.llms.llm import ToolSelection
@@ -20,11 +26,13 @@ from llama_index.core.tools import (
     adapt_to_async_tool,
 )
 from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent
+from pydantic import BaseModel
 
 from sightrail.guardrails.call_rules import CallContext, CallGuard, CallRuling, came_in_unsafe
 from sightrail.guardrails.carriers.loop import decode
 from sightrail.guardrails.errors import ConfigurationError
 from sightrail.guardrails.intake import Limits, Picture, RequestReader
+from sightrail.guardrails.model.tools import ToolCall
 
 from .replies import refused, selections
 from .screening import LLAMA_INDEX, marked_verdicts
@@ -35,6 +43,14 @@ if TYPE_CHECKING:
 
 REVIEW: Final = "review_call"
 _RAW: Final = ("tool_calls", "function_call")
+_WORDS: Final = ("Thought", "Action")
+_STEP: Final = re.compile(rf"(?:{'|'.join(_WORDS)}):")
+_OWN: Final = (
+    "Observation: ",
+    "Error while parsing the output:",
+    "FAILURE: Your previous response",
+)
+"""How ReActAgent begins what it says in the user's name: a tool's result, and what was wrong."""
 
 
 class CallReviewRequestedEvent(InputRequiredEvent):
@@ -92,13 +108,22 @@ def review_tool(tools: Sequence[BaseTool]) -> FunctionTool:
     return _ReviewTool(tools)
 
 
+class _Held(BaseModel):
+    """A call that is held back, and why."""
+
+    call_id: str
+    tool_name: str
+    tool_kwargs: dict[str, Any]
+    reasons: list[str]
+
+
 class _ReviewTool(FunctionTool):
     def __init__(self, tools: Sequence[BaseTool]) -> None:
         async def review_call(ctx: Context, **call: Any) -> str:
             """Ask a person about a call that is held back."""
             return str(await self._reviewed(ctx, call))
 
-        made = FunctionTool.from_defaults(async_fn=review_call, name=REVIEW)
+        made = FunctionTool.from_defaults(async_fn=review_call, name=REVIEW, fn_schema=_Held)
         super().__init__(async_fn=made.async_fn, metadata=made.metadata)
         self.requires_context, self.ctx_param_name = True, "ctx"
         names = [tool.metadata.get_name() for tool in tools]
@@ -158,6 +183,58 @@ def _output(name: str, arguments: Any, text: str, *, error: bool = False) -> Too
     )
 
 
+# Calls that stand in an answer's text
+
+
+class ReActCalls:
+    """The calls that LlamaIndex's ReActAgent reads out of an answer, by its own parser."""
+
+    def before(self, text: str) -> str:
+        """The text up to where a step begins, or may be about to begin."""
+        if found := _STEP.search(text):
+            return text[: found.start()]
+        *_, tail = re.split(r"\W", text)
+        begun = bool(tail) and any(word.startswith(tail) for word in _WORDS)
+        return text.removesuffix(tail) if begun else text
+
+    def find(self, text: str) -> list[ToolCall]:
+        """The call, if the text is a step that has one."""
+        step = _step(text)
+        return [] if step is None else [ToolCall(step.action, dict(step.action_input))]
+
+
+def _step(text: str) -> ActionReasoningStep | None:
+    if "Action:" not in text:
+        return None
+    try:
+        step = ReActOutputParser().parse(text)
+    except ValueError:
+        return None  # nor can the agent: it asks again
+    return step if isinstance(step, ActionReasoningStep) else None
+
+
+def written_calls(response: ChatResponse) -> list[ToolSelection]:
+    """The calls in an answer's text as ReActAgent carries them out."""
+    return [
+        ToolSelection(tool_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
+        for call in ReActCalls().find(response.message.content or "")
+    ]
+
+
+def as_spoken(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The transcript with what ReActAgent says in the user's name as a tool's.
+
+    It gives results of tools, and what was wrong with a step, as the user's words by default.
+    """
+    said = list(messages[:1])
+    for before, message in pairwise(messages):
+        own = before.role == MessageRole.ASSISTANT and message.role == MessageRole.USER
+        if own and (message.content or "").startswith(_OWN):
+            message = message.model_copy(update={"role": MessageRole.TOOL})
+        said.append(message)
+    return said
+
+
 # On the way to a model, and back
 
 
@@ -200,6 +277,7 @@ def rule_calls(
     calls: Sequence[ToolSelection], asked: Sequence[ChatMessage], guard: CallGuard, limits: Limits
 ) -> CallRuling:
     """What a policy has for the calls of an answer to a transcript, after screening."""
+    asked = as_spoken(asked)
     users = MessageRole.USER, MessageRole.SYSTEM, MessageRole.DEVELOPER
     orders = [message.content or "" for message in asked if message.role in users]
 
@@ -215,8 +293,11 @@ def rule_calls(
 
 def brings_unsafe(messages: Sequence[ChatMessage]) -> bool:
     """Whether marks say that an unsafe picture has come in since the user last spoke."""
-    spoken = [number for number, item in enumerate(messages) if surface_of(item) == "user"]
-    return any(map(came_in_unsafe, marked_verdicts(messages[spoken[-1] if spoken else 0 :])))
+    spoken = [surface_of(message) == "user" for message in as_spoken(messages)]
+    start = len(spoken) - 1 - spoken[::-1].index(True) if any(spoken) else 0
+    while start and spoken[start - 1]:  # the user may speak in several messages
+        start -= 1
+    return any(map(came_in_unsafe, marked_verdicts(messages[start:])))
 
 
 def ruled(
@@ -234,14 +315,15 @@ def ruled(
         return response
     blocks = [block for block in response.message.blocks if not isinstance(block, ToolCallBlock)]
     message = _with_blocks(response.message, blocks)
-    if not message.content:
-        message.content = policy.calls.review
+    if not message.content or ReActCalls().find(message.content):
+        message = _with_text(message, policy.calls.review)
+    delta = response.delta if response.delta is None else message.content
     raw = {
         **(response.raw if isinstance(response.raw, dict) else {}),
         "verdicts": [verdict.model_dump(mode="json") for verdict in ruling.verdicts],
         "held_calls": [call.model_dump(mode="json") for call in calls],
     }
-    return response.model_copy(update={"message": message, "raw": raw})
+    return response.model_copy(update={"message": message, "raw": raw, "delta": delta})
 
 
 def review_calls(response: ChatResponse) -> list[ToolSelection] | None:
@@ -252,48 +334,79 @@ def review_calls(response: ChatResponse) -> list[ToolSelection] | None:
 
 def sent_to_review(response: ChatResponse, tools: Sequence[BaseTool]) -> ChatResponse:
     """The answer with what it holds back sent to the tool that asks a person, if there is one."""
-    raw = response.raw if isinstance(response.raw, dict) else {}
-    if not raw.get("held_calls") or not any(isinstance(tool, _ReviewTool) for tool in tools):
+    if not any(isinstance(tool, _ReviewTool) for tool in tools):
         return response
-    told = [verdict for verdict in raw.get("verdicts", ()) if verdict["subject"] == "calls"]
-    reasons = [verdict["category"] for verdict in told]
     sent = [
-        ToolCallBlock(
-            tool_call_id=call["tool_id"],
-            tool_name=REVIEW,
-            tool_kwargs={
-                "call_id": call["tool_id"],
-                "tool_name": call["tool_name"],
-                "tool_kwargs": call["tool_kwargs"],
-                "reasons": reasons,
-            },
-        )
-        for call in raw["held_calls"]
+        ToolCallBlock(tool_call_id=held["call_id"], tool_name=REVIEW, tool_kwargs=held)
+        for held in _held(response)
     ]
+    if not sent:
+        return response
     message = _with_blocks(response.message, [*response.message.blocks, *sent])
     return response.model_copy(update={"message": message})
+
+
+def written_to_review(response: ChatResponse, asked: Sequence[ChatMessage]) -> ChatResponse:
+    """The same for ReActAgent, which names its tools at the head of what it asks."""
+    held = _held(response)
+    head = (asked[0].content or "") if asked else ""
+    if not held or f"> Tool Name: {REVIEW}\n" not in head:
+        return response
+    step = f"Thought: A person has to approve this.\nAction: {REVIEW}\nAction Input: "
+    text = step + json.dumps(held[0], default=str)
+    delta = response.delta if response.delta is None else text
+    message = _with_text(response.message, text)
+    return response.model_copy(update={"message": message, "delta": delta})
+
+
+def _held(response: ChatResponse) -> list[dict[str, Any]]:
+    """What the tool that asks a person is called with, for every call that is held back."""
+    raw = response.raw if isinstance(response.raw, dict) else {}
+    told = [verdict for verdict in raw.get("verdicts", ()) if verdict["subject"] == "calls"]
+    held = (
+        _Held(
+            call_id=call["tool_id"],
+            tool_name=call["tool_name"],
+            tool_kwargs=call["tool_kwargs"],
+            reasons=[verdict["category"] for verdict in told],
+        )
+        for call in raw.get("held_calls") or ()
+    )
+    return [call.model_dump() for call in held]
+
+
+def _with_text(message: ChatMessage, text: str) -> ChatMessage:
+    """A message that says this instead of what it says."""
+    kept = [block for block in message.blocks if not isinstance(block, TextBlock)]
+    return message.model_copy(update={"blocks": [*kept, TextBlock(text=text)]})
 
 
 class CallsWait:
     """A streamed answer, of which everything waits from the first call on.
 
+    Args:
+        waits: whether there is anything to wait for.
+        written: calls may stand in the text.
+
     Attributes:
         left: the last piece, where it has not passed.
     """
 
-    def __init__(self, waits: bool) -> None:
+    def __init__(self, waits: bool, *, written: bool) -> None:
         self.left: ChatResponse | None = None
         self._waits = waits
+        self._written = written
         self._told = ""
 
     def take(self, piece: ChatResponse) -> ChatResponse | None:
         """The next piece comes in; gives what may go on, None as long as nothing may."""
         blocks = any(isinstance(block, ToolCallBlock) for block in piece.message.blocks)
         raw = any(piece.message.additional_kwargs.get(key) for key in _RAW)
-        if not self._waits or (self.left is None and not (blocks or raw)):
-            self._told = piece.message.content or ""
-            return piece
         text = piece.message.content or ""
+        begins = blocks or raw or (self._written and _STEP.search(text) is not None)
+        if not self._waits or (self.left is None and not begins):
+            self._told = text
+            return piece
         rest = text[len(self._told) :] if text.startswith(self._told) else text
         self.left = piece.model_copy(update={"delta": rest})
         return None

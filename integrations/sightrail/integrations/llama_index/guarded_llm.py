@@ -42,9 +42,11 @@ from .call_review import (
     rule_calls,
     ruled,
     sent_to_review,
+    written_calls,
+    written_to_review,
 )
 from .growing import Growing, OnItsWayOut, with_text
-from .replies import as_completion, is_refusal, refused
+from .replies import as_completion, is_refusal, refused, selections
 from .requests import (
     Request,
     answer_of,
@@ -94,7 +96,8 @@ def guard_llm(
     Calls that a function calling LLM proposes go by ``policy.calls``, at every step anew. Where a
     rule refuses them the answer is a refusal without calls; where a person is to be asked they go
     to ``review_tool``, and without that are carried out by nobody and told in
-    ``raw["held_calls"]``. Calls that a ReActAgent reads out of a text are not seen by these rules.
+    ``raw["held_calls"]``. So do the calls that a ReActAgent reads out of an answer's text with the
+    parser it comes with; a parser of your own reads what these rules do not see.
 
     LlamaIndex's own events and callbacks about calls of the LLM show what the LLM was given,
     after screening. Events of the parts in front of it (``AgentInput``, retrieval, and those of a
@@ -220,7 +223,7 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         if asked.refused:
             return self._refusal(asked)
         seen: ChatResponse = self._seen(self.llm.chat(asked.messages, **asked.settings))
-        return seen
+        return self._ruled(seen, asked)
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """``chat``; pictures are looked at in a worker thread."""
@@ -229,14 +232,15 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
             return self._refusal(asked)
         answer = await self.llm.achat(asked.messages, **asked.settings)
         seen: ChatResponse = await self.screen_answer(answer)
-        return seen
+        return await asyncio.to_thread(self._ruled, seen, asked)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """``chat``, piece by piece; the request is checked at once."""
         asked = self._asked(as_request(messages, kwargs))
         if asked.refused:
             return _only(self._refusal(asked, stream=True))
-        return self._flow(self.llm.stream_chat(asked.messages, **asked.settings))
+        pieces = self._flow(self.llm.stream_chat(asked.messages, **asked.settings))
+        return self._ruled_flow(pieces, asked)
 
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
@@ -245,7 +249,8 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
         asked = await self._aasked(as_request(messages, kwargs))
         if asked.refused:
             return _aonly(self._refusal(asked, stream=True))
-        return self.screen_stream(await self.llm.astream_chat(asked.messages, **asked.settings))
+        pieces = await self.llm.astream_chat(asked.messages, **asked.settings)
+        return self._aruled_flow(self.screen_stream(pieces), asked)
 
     # Prompts without roles
 
@@ -453,6 +458,53 @@ class GuardedLLM(StrictModel, LLM, extra="forbid"):
             seen = await self.screen_answer(out.left, "") if out.holds_picture else out.left
             yield out.rest(seen)
 
+    # Calls
+
+    @property
+    def _calls(self) -> CallGuard:
+        return CallGuard(self.policy, (self.detector,))
+
+    def _ruled(
+        self, answer: ChatResponse, asked: Request, tools: Sequence[BaseTool] | None = None
+    ) -> ChatResponse:
+        """An answer with its calls as the policy has them."""
+        if not self._calls.active or is_ordered(asked.settings):
+            return answer
+        calls = self._proposed(answer, tools)
+        ruling = rule_calls(calls, asked.messages, self._calls, self.limits)
+        if ruling.action == "refuse" and self.on_refusal == "raise":
+            raise refusal_error(self.policy.refusal_for(ruling.verdicts), ruling.verdicts)
+        response = ruled(answer, calls, ruling, self.policy, self.metadata.model_name)
+        if tools is None:
+            return written_to_review(response, asked.messages)
+        return sent_to_review(response, tools)
+
+    def _proposed(
+        self, answer: ChatResponse, tools: Sequence[BaseTool] | None
+    ) -> list[ToolSelection]:
+        """The calls of an answer; where no tools were given, an agent may read one in its text."""
+        return [*selections(answer), *written_calls(answer)]
+
+    def _ruled_flow(
+        self, pieces: ChatResponseGen, asked: Request, tools: Sequence[BaseTool] | None = None
+    ) -> ChatResponseGen:
+        wait = CallsWait(self._calls.active, written=tools is None)
+        for piece in pieces:
+            if (ready := wait.take(piece)) is not None:
+                yield ready
+        if wait.left is not None:
+            yield self._ruled(wait.left, asked, tools)
+
+    async def _aruled_flow(
+        self, pieces: ChatResponseAsyncGen, asked: Request, tools: Sequence[BaseTool] | None = None
+    ) -> ChatResponseAsyncGen:
+        wait = CallsWait(self._calls.active, written=tools is None)
+        async for piece in pieces:
+            if (ready := wait.take(piece)) is not None:
+                yield ready
+        if wait.left is not None:
+            yield await asyncio.to_thread(self._ruled, wait.left, asked, tools)
+
 
 class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM, extra="forbid"):
     """A function calling LLM behind screening; made by ``guard_llm``."""
@@ -508,42 +560,12 @@ class GuardedFunctionCallingLLM(GuardedLLM, FunctionCallingLLM, extra="forbid"):
     async def _aasked(self, request: Request) -> Request:
         return await super()._aasked(replace(request, messages=as_proposed(request.messages)))
 
-    @property
-    def _calls(self) -> CallGuard:
-        return CallGuard(self.policy, (self.detector,))
-
-    def _ruled(
-        self, answer: ChatResponse, asked: Request, tools: Sequence[BaseTool]
-    ) -> ChatResponse:
-        """An answer with its calls as the policy has them."""
-        if not self._calls.active or is_ordered(asked.settings):
-            return answer
-        calls = self.llm.get_tool_calls_from_response(answer, error_on_no_tool_call=False)
-        ruling = rule_calls(calls, asked.messages, self._calls, self.limits)
-        if ruling.action == "refuse" and self.on_refusal == "raise":
-            raise refusal_error(self.policy.refusal_for(ruling.verdicts), ruling.verdicts)
-        response = ruled(answer, calls, ruling, self.policy, self.metadata.model_name)
-        return sent_to_review(response, tools)
-
-    def _ruled_flow(
-        self, pieces: ChatResponseGen, asked: Request, tools: Sequence[BaseTool]
-    ) -> ChatResponseGen:
-        wait = CallsWait(self._calls.active)
-        for piece in pieces:
-            if (ready := wait.take(piece)) is not None:
-                yield ready
-        if wait.left is not None:
-            yield self._ruled(wait.left, asked, tools)
-
-    async def _aruled_flow(
-        self, pieces: ChatResponseAsyncGen, asked: Request, tools: Sequence[BaseTool]
-    ) -> ChatResponseAsyncGen:
-        wait = CallsWait(self._calls.active)
-        async for piece in pieces:
-            if (ready := wait.take(piece)) is not None:
-                yield ready
-        if wait.left is not None:
-            yield await asyncio.to_thread(self._ruled, wait.left, asked, tools)
+    def _proposed(
+        self, answer: ChatResponse, tools: Sequence[BaseTool] | None
+    ) -> list[ToolSelection]:
+        if tools is None:
+            return super()._proposed(answer, tools)
+        return self.llm.get_tool_calls_from_response(answer, error_on_no_tool_call=False)
 
     def _prepare_chat_with_tools(
         self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any

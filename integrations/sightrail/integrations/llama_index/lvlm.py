@@ -35,7 +35,14 @@ from sightrail.guardrails.model.screening_step import ScreenedConversation
 from sightrail.guardrails.strict import LocalModelFields
 from sightrail.guardrails.verdict import Verdict
 
-from .call_review import as_proposed, brings_unsafe, for_model, sent_to_review
+from .call_review import (
+    ReActCalls,
+    as_proposed,
+    brings_unsafe,
+    for_model,
+    sent_to_review,
+    written_to_review,
+)
 from .replies import (
     answered,
     as_completion,
@@ -69,9 +76,10 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
 
     Tools, where the model's chat template knows them: ``chat_with_tools``, ``predict_and_call``,
     ``FunctionAgent``, ``AgentWorkflow``. Where it knows none, results of tools are told as the
-    user's words, and ``ReActAgent`` works. A refused answer holds no calls. What ``policy.calls``
-    holds back for a person goes to ``review_tool``, if the agent has it; it is told in
-    ``raw["held_calls"]``, and carried out by nobody else.
+    user's words, and ``ReActAgent`` works; ``policy.calls`` sees the calls in its texts too. A
+    refused answer holds no calls. What ``policy.calls`` holds back for a person goes to
+    ``review_tool``, if the agent has it; it is told in ``raw["held_calls"]``, and carried out by
+    nobody else.
 
     Structured prediction works with every model, because a grammar holds the answer to the schema
     (extra ``structured``); a refusal raises ``ImageRefused`` or ``RequestRefused`` there.
@@ -124,19 +132,19 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer one conversation."""
         settings, local = self._settings(kwargs), self._local()
-        asked = self._read(messages)
+        asked = self._read(messages, settings)
         if asked.conversation is None:
             return self._refusal(asked.verdicts, local)
-        return self._answer(local.chat(asked.conversation, **settings))
+        return self._answer(local.chat(asked.conversation, **settings), messages)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """``chat``, with the model in a worker thread."""
         settings, local = self._settings(kwargs), await asyncio.to_thread(self._local)
-        asked = self._read(messages)
+        asked = self._read(messages, settings)
         if asked.conversation is None:
             return self._refusal(asked.verdicts, local)
-        return self._answer(await local.achat(asked.conversation, **settings))
+        return self._answer(await local.achat(asked.conversation, **settings), messages)
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -333,27 +341,27 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
         self, messages: Sequence[ChatMessage], settings: dict[str, Any]
     ) -> Generator[ChatResponse, None, None]:
         local = self._local()
-        asked = self._read(messages)
+        asked = self._read(messages, settings)
         if asked.conversation is None:
             yield self._refusal(asked.verdicts, local, stream=True)
             return
         text = ""
         for piece in local.stream(asked.conversation, **settings):
             text += piece.text
-            yield self._piece(piece, text)
+            yield self._piece(piece, text, messages)
 
     async def _astream(
         self, messages: Sequence[ChatMessage], settings: dict[str, Any]
     ) -> AsyncGenerator[ChatResponse, None]:
         local = await asyncio.to_thread(self._local)
-        asked = self._read(messages)
+        asked = self._read(messages, settings)
         if asked.conversation is None:
             yield self._refusal(asked.verdicts, local, stream=True)
             return
         text = ""
         async for piece in local.astream(asked.conversation, **settings):
             text += piece.text
-            yield self._piece(piece, text)
+            yield self._piece(piece, text, messages)
 
     def _settings(self, given: dict[str, Any]) -> dict[str, Any]:
         """The settings of one call, by the names that ``LocalLVLM.chat`` knows."""
@@ -364,23 +372,30 @@ class LVLM(LocalModelFields, FunctionCallingLLM, extra="forbid"):
             )
         return {"stop": self.stop or [], **self._call_settings(given)}
 
-    def _read(self, messages: Sequence[ChatMessage]) -> ScreenedConversation:
+    def _read(
+        self, messages: Sequence[ChatMessage], settings: dict[str, Any]
+    ) -> ScreenedConversation:
         """What the model is asked; nothing where an earlier step has refused."""
         count = answered_turns(messages, LLAMA_INDEX)
         if is_refused(messages[count:]) or refused_for_good(messages[:count], LLAMA_INDEX):
             return ScreenedConversation(None, marked_verdicts(messages))
         unsafe = brings_unsafe(messages)
         conversation = read_conversation(as_proposed(messages))
-        return ScreenedConversation(replace(conversation, unsafe=unsafe))
+        written = None if settings.get("tools") else ReActCalls()
+        return ScreenedConversation(replace(conversation, unsafe=unsafe, written=written))
 
-    def _answer(self, answer: Answer, delta: str | None = None) -> ChatResponse:
+    def _answer(
+        self, answer: Answer, asked: Sequence[ChatMessage], delta: str | None = None
+    ) -> ChatResponse:
         self._report(answer.verdicts, refuses=answer.refused)
-        return answered(answer, self._model_name, delta)
+        if answer.refused and ReActCalls().find(answer.text):  # what was shown before it broke
+            answer = replace(answer, text=self._local().policy.refusal_for(answer.verdicts))
+        return written_to_review(answered(answer, self._model_name, delta), asked)
 
-    def _piece(self, piece: AnswerChunk, text: str) -> ChatResponse:
+    def _piece(self, piece: AnswerChunk, text: str, asked: Sequence[ChatMessage]) -> ChatResponse:
         if piece.answer is None:
             return growing(text, piece)
-        return self._answer(piece.answer, piece.text)
+        return self._answer(piece.answer, asked, piece.text)
 
     def _refusal(
         self, verdicts: Sequence[Verdict], local: LocalLVLM, *, stream: bool = False

@@ -22,6 +22,7 @@ from sightrail.guardrails.model.messages import Conversation, ImagePart, Part, T
 from sightrail.guardrails.model.tools import ToolCall, new_call_id
 from sightrail.guardrails.policy import Surface
 
+from .call_review import as_spoken
 from .carriers import kind_of, read_block
 from .walk import surface_of
 
@@ -41,12 +42,17 @@ def read_conversation(messages: Sequence[ChatMessage]) -> Conversation:
     blocks: Iterator[Any] = (block for message in messages for block in message.blocks)
     calls = [block for block in blocks if _calls(block)]
     names = {str(block.tool_call_id): block.tool_name for block in calls}
-    turns = (_turn(message, surface_of(message), names) for message in messages)
+    turns = (
+        _turn(message, surface_of(spoken), names)
+        for message, spoken in zip(messages, as_spoken(messages), strict=True)
+    )
     return Conversation.of(turns)
 
 
 def _turn(message: ChatMessage, surface: Surface, names: Mapping[str, str]) -> Turn:
     parts = tuple(part for block in message.blocks for part in _block(block, surface, 0))
+    if surface == "tool" and message.role == MessageRole.USER:  # as ReActAgent tells a result
+        return Turn("user", parts, name="")
     if message.role in (MessageRole.TOOL, MessageRole.FUNCTION):
         call = message.additional_kwargs.get("tool_call_id")
         name = message.additional_kwargs.get("name") or names.get(str(call), "")
