@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from sightrail.guardrails import Policy, Verdict, apply_policy
+from sightrail.guardrails import Policy, RiskMap, Verdict, apply_policy
 from sightrail.guardrails.screening.reading import READING
+from sightrail.guardrails.verdict import Box
 
 from .batches import Screened
 from .consoles import printable
@@ -26,11 +27,12 @@ from .consoles import printable
 Masking = Literal["fill", "blur"]
 
 _MAX_SIDE: Final = 640  # what a panel can show; a map in full resolution would only cost memory
-_LABEL_PIXELS: Final = 16  # room that a label needs above its box
+_LABEL_SHARE: Final = 0.08  # of a panel's longer side: the room that a label needs
 _COLOURS: Final = "turbo"
 INK: Final = "#1b1f24"
 MUTED: Final = "#6a737d"
-_STATUS_INK: Final = {"clean": "#1a7f37", "flagged": "#cf222e"}
+_LABEL: Final = "#cf222e"
+_STATUS_INK: Final = {"clean": "#1a7f37", "flagged": _LABEL}
 
 
 class PanelFolder:
@@ -108,9 +110,7 @@ def draw_verdict(
     small = _shrunk(image)
     original.imshow(small)
     heat = _draw_heat(heated, small, verdict)
-    if verdict.guardrail == READING:
-        _draw_lines(heated, small.width / image.width, verdict)
-    _draw_regions(heated, small.width / image.width, verdict)
+    _draw_regions(heated, small, small.width / image.width, verdict)
     policy = Policy(mask=mask)
     through = apply_policy(image, verdict, policy).image
     if through is None:
@@ -148,46 +148,65 @@ def _draw_heat(axis: Axes, small: Image.Image, verdict: Verdict) -> ScalarMappab
     axis.imshow(np.asarray(small.convert("L")), cmap="gray", vmin=-40, vmax=295)
     if verdict.risk_map is None or not verdict.risk_map.scores:
         return None
-    risk = verdict.risk_map.to_array(small.size)
     norm = _scale_around(verdict)
+    if verdict.guardrail == READING:  # where nothing is written there is no risk to be shown
+        return _draw_lines(axis, small.width / verdict.risk_map.size[0], verdict.risk_map, norm)
+    risk = verdict.risk_map.to_array(small.size)
     above = np.clip(norm(risk), 0, 1)
     return axis.imshow(risk, cmap=_COLOURS, norm=norm, alpha=0.25 + 0.45 * above)
 
 
 def _scale_around(verdict: Verdict) -> Normalize:
-    """Colours with the threshold in the middle, so that warm always means beyond it."""
+    """Colours with the threshold in the middle, so that warm always means beyond it.
+
+    Where no score lies beyond it and one upon it, as a lexicon's do, the threshold is the warmest.
+    """
     scores = verdict.risk_map.scores if verdict.risk_map else (0.0,)
     if verdict.threshold is None:
         return Normalize(min(scores), max(max(scores), min(scores) + 1e-6))
     middle = verdict.threshold.value
-    reach = max(1e-6, *(abs(score - middle) for score in scores))
-    return Normalize(middle - reach, middle + reach)
+    reach = max(0.0, *(abs(score - middle) for score in scores)) or 1.0
+    return Normalize(middle - reach, middle if max(scores) == middle else middle + reach)
 
 
-def _draw_lines(axis: Axes, scale: float, verdict: Verdict) -> None:
-    """The boxes of the lines that were read, whatever they say."""
-    for box in verdict.risk_map.boxes if verdict.risk_map else ():
-        left, top, right, bottom = (edge * scale for edge in box)
-        place, size = (left, top), (right - left, bottom - top)
+def _draw_lines(axis: Axes, scale: float, risks: RiskMap, norm: Normalize) -> ScalarMappable:
+    """The boxes of the lines that were read, whatever they say, in the colour of their risk."""
+    colours = ScalarMappable(norm, _COLOURS)
+    for box, score in zip(risks.boxes, risks.scores, strict=True):
+        place, size = _rectangle(box, scale)
+        axis.add_patch(Rectangle(place, *size, lw=0, fc=colours.to_rgba(score), alpha=0.3))
         axis.add_patch(Rectangle(place, *size, fill=False, lw=0.8, ec=INK, ls=":"))
+    return colours
 
 
-def _draw_regions(axis: Axes, scale: float, verdict: Verdict) -> None:
+def _draw_regions(axis: Axes, small: Image.Image, scale: float, verdict: Verdict) -> None:
+    """Every region, and one label for those that say the same, above the highest of them."""
+    named: dict[str, list[Box]] = {}
     for region in verdict.regions:
-        left, top, right, bottom = (edge * scale for edge in region.box)
-        outline = Rectangle((left, top), right - left, bottom - top, fill=False, lw=2, ec="white")
-        axis.add_patch(outline)
-        above = top > _LABEL_PIXELS
+        named.setdefault(f"{literal(region.category)} {region.score:.2f}", []).append(region.box)
+        place, size = _rectangle(region.box, scale)
+        axis.add_patch(Rectangle(place, *size, fill=False, lw=3, ec="white"))
+        axis.add_patch(Rectangle(place, *size, fill=False, lw=1.5, ec=_LABEL))
+    for name, boxes in named.items():
+        left, top, right, _ = (edge * scale for edge in min(boxes, key=lambda box: box[1]))
+        above = top > _LABEL_SHARE * max(small.size)
+        at_right = left + right > small.width
         axis.annotate(
-            f"{literal(region.category)} {region.score:.2f}",
-            (left, top),
-            xytext=(2, 4 if above else -4),
+            name,
+            (right if at_right else left, top if above else max(b[3] for b in boxes) * scale),
+            xytext=(-2 if at_right else 2, 4 if above else -4),
             textcoords="offset points",
+            ha="right" if at_right else "left",
             va="bottom" if above else "top",
             fontsize=8,
             color="white",
-            bbox={"facecolor": "#cf222e", "edgecolor": "none", "pad": 2},
+            bbox={"facecolor": _LABEL, "edgecolor": "none", "pad": 2},
         )
+
+
+def _rectangle(box: Box, scale: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    left, top, right, bottom = (edge * scale for edge in box)
+    return (left, top), (right - left, bottom - top)
 
 
 def _colour_bar(figure: Figure, axis: Axes, heat: ScalarMappable | None, verdict: Verdict) -> None:
@@ -203,7 +222,8 @@ def _colour_bar(figure: Figure, axis: Axes, heat: ScalarMappable | None, verdict
     if verdict.threshold is not None:
         value = verdict.threshold.value
         bar.ax.axhline(value, color=INK, lw=2)
-        ends.append(value)
+        labels = [label for end, label in zip(ends, labels, strict=True) if end != value]
+        ends = [*(end for end in ends if end != value), value]
         labels.append(f"{value:.2g}\nthreshold")
     bar.set_ticks(ends, labels=labels)
 

@@ -109,20 +109,20 @@ class RapidOcr:
         detector, recogniser = self._loaded.parts(self.threads)
         budget.ends += time.monotonic() - started  # loading the models is not reading
         found = [
-            (scale, tile, left, top, corners)
-            for tile, left, top, scale in _tiles(image, budget)
+            (number, scale, tile, left, top, corners)
+            for number, (tile, left, top, scale) in enumerate(_tiles(image, budget))
             for corners in _corners(detector, tile)
         ]
-        found.sort(key=lambda place: -_short_edge(place[4]) / place[0])
-        lines: list[Line] = []
+        found.sort(key=lambda place: -_short_edge(place[5]) / place[1])
+        lines: list[tuple[int, Line]] = []
         unread: list[Box] = []
-        for scale, tile, left, top, corners in found:
+        for number, scale, tile, left, top, corners in found:
             box = _box(corners / scale + (left, top), image.size)
             if budget.spent:
                 unread.append(box)
                 continue
             line = _recognise(recogniser, tile, corners, box)
-            lines.append(line)
+            lines.append((number, line))
             budget.words -= line.words
         return Reading(tuple(_without_doubles(lines)), tuple(unread))
 
@@ -260,13 +260,20 @@ def _box(corners: NDArray[np.float32], size: tuple[int, int]) -> Box:
     )
 
 
-def _without_doubles(lines: list[Line]) -> list[Line]:
-    """Lines that two tiles both show, once, the surer one; in reading order."""
-    kept: list[Line] = []
-    for line in sorted(lines, key=lambda line: (not line.legible, -line.confidence)):
-        if not any(_overlap(line.box, other.box) > 0.6 for other in kept):
-            kept.append(line)
-    return sorted(kept, key=lambda line: (line.box[1], line.box[0]))
+def _without_doubles(lines: list[tuple[int, Line]]) -> list[Line]:
+    """Lines that two tiles both show, once, the surer one; in reading order.
+
+    Within one tile nothing is found twice: boxes around neighbours that are written at an angle
+    overlap as much.
+
+    Args:
+        lines: each with the number of its tile.
+    """
+    kept: list[tuple[int, Line]] = []
+    for tile, line in sorted(lines, key=lambda seen: (not seen[1].legible, -seen[1].confidence)):
+        if not any(_overlap(line.box, o.box) > 0.6 for other, o in kept if other != tile):
+            kept.append((tile, line))
+    return sorted((line for _, line in kept), key=lambda line: (line.box[1], line.box[0]))
 
 
 def _overlap(one: Box, other: Box) -> float:
