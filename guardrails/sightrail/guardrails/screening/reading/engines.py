@@ -175,10 +175,14 @@ def _rapid(params: dict[str, Any]) -> RapidOCR:
 def _tiles(
     image: Image.Image, budget: Budget
 ) -> Iterator[tuple[NDArray[np.uint8], int, int, float]]:
-    """(pixels as BGR [h, w, 3], left, top, scale): a long picture in pieces that overlap."""
+    """(pixels as BGR [h, w, 3], left, top, scale): a long picture in pieces that overlap.
+
+    A piece is as long as can be looked at enlarged to twice its size: where pieces end, lines are
+    cut.
+    """
     width, height = image.size
-    length = int(2 * min(width, height))
-    if max(width, height) <= _LONG_TILE * min(width, height):
+    length = max(2 * min(width, height), budget.max_side // 2)
+    if max(width, height) <= max(length, _LONG_TILE * min(width, height)):
         yield _scaled(image, 0, 0, budget)
         return
     starts = range(0, max(width, height) - length // 4, length * 3 // 4)
