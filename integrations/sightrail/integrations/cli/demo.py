@@ -109,8 +109,8 @@ def run_case(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
 
     from sightrail.guardrails import read_picture
 
-    if case.toolbox is not None:
-        return run_task(case, model, detector)
+    if case.toolbox is not None and case.image is not None:
+        return run_task(case, case.image, model, detector)
     content: list[dict[str, Any]] = [{"type": "text", "text": case.question}]
     blocks: list[str | dict[Any, Any]] = [{"type": "text", "text": case.question}]
     verdict = None
@@ -125,7 +125,7 @@ def run_case(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
     return Outcome(case, bare, guarded, verdict)
 
 
-def run_task(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
+def run_task(case: Case, photo: Image.Image, model: LocalLVLM, detector: Detector) -> Outcome:
     """Let the bare model and the guarded one act with tools, step by step."""
     from sightrail.guardrails import SafetyPrefix, read_picture
     from sightrail.guardrails.evaluation import Item
@@ -134,7 +134,7 @@ def run_task(case: Case, model: LocalLVLM, detector: Detector) -> Outcome:
     task = Item(case.title, ("task",), case.question, case.harmful, toolbox=case.toolbox)
     guarded = model.with_guardrails([detector, SafetyPrefix()])
     bare, kept = (work(lvlm, [task], _MAX_NEW_TOKENS)[0] for lvlm in (model, guarded))
-    verdict = detector.screen([read_picture(case.image)])[0]
+    verdict = detector.screen([read_picture(photo)])[0]
     return Outcome(case, _done(bare), _done(kept), verdict)
 
 

@@ -172,9 +172,10 @@ def _scale_around(verdict: Verdict) -> Normalize:
 def _draw_lines(axis: Axes, scale: float, risks: RiskMap, norm: Normalize) -> ScalarMappable:
     """The boxes of the lines that were read, whatever they say, in the colour of their risk."""
     colours = ScalarMappable(norm, _COLOURS)
-    for box, score in zip(risks.boxes, risks.scores, strict=True):
+    shades = colours.to_rgba(np.asarray(risks.scores))
+    for box, shade in zip(risks.boxes, shades, strict=True):
         place, size = _rectangle(box, scale)
-        axis.add_patch(Rectangle(place, *size, lw=0, fc=colours.to_rgba(score), alpha=0.3))
+        axis.add_patch(Rectangle(place, *size, lw=0, fc=shade, alpha=0.3))
         axis.add_patch(Rectangle(place, *size, fill=False, lw=0.8, ec=INK, ls=":"))
     return colours
 
