@@ -174,7 +174,11 @@ def test_every_extra_and_every_dependency_is_told_of() -> None:
 
 
 def scripts(page: Path) -> list[str]:
-    return [span for span in code_spans(page) if re.search(r"\bpython tests/\S+\.py", span)]
+    return [
+        re.sub(r"-m benchmarks\.(\w+)", r"tests/benchmarks/\1.py", span)
+        for span in code_spans(page)
+        if re.search(r"\bpython (tests/\S+\.py|-m benchmarks\.)", span)
+    ]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)], ids=shown_as)
