@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lvlm_helpers import decoded, picture, user
 from sightrail.guardrails.model.families import image_token_ids
 from sightrail.guardrails.model.prompt import Prompt, PromptBuilder
-from sightrail.guardrails.model.shared_prefill import Prefilled, SharedPrefill
-from tiny_models import tiny
+from sightrail.guardrails.model.shared_prefill import Prefilled, SharedPrefill, plainly_greedy
+from tiny_models import fresh, tiny
 
 texts = st.text("abc ?.", min_size=1, max_size=30).filter(str.strip)
 
@@ -128,3 +128,48 @@ def test_a_continued_answer_goes_on_as_it_would_have(family: str) -> None:
     assert (begun.spoken, begun.silent) == (3, silent)
     found = run(model, begun.inputs, past_key_values=begun.cache)
     assert int(found.argmax()) == int(said[1, 3])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl"])
+def test_a_greedy_run_says_what_generate_says(family: str) -> None:
+    model, _ = tiny(family)
+    asked = ["What?", "Describe the picture. Tell me."]
+    later = build(family, asked)
+    first = SharedPrefill.of(model, build(family, ["Why?", "Describe the image."]))
+    for begun, prompt in (
+        (lambda: first.begun, first.prompt),  # which fills the cache of the other
+        (lambda: first.begin(later, 0), later),
+    ):
+        with torch.no_grad():
+            said = model.generate(
+                **prompt.inputs, max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0
+            )[:, prompt.length :]
+        end = int(said[0, 3])  # one row ends; the other goes on
+        start = begun()
+        found = start.greedy(model, 6, end_tokens=[end])
+        for ours, theirs in zip(found.tolist(), said.tolist(), strict=True):
+            stop = theirs.index(end) if end in theirs else len(theirs)
+            assert ours[:stop] == theirs[:stop]
+        with pytest.raises(InterruptedError):
+            start.greedy(model, 6, going_on=_stop)
+
+
+def _stop() -> None:
+    raise InterruptedError
+
+
+@pytest.mark.parametrize(
+    ("habits", "plain"),
+    [
+        ({}, True),
+        ({"do_sample": True, "temperature": 0.2, "top_k": 5}, True),
+        ({"repetition_penalty": 1.2}, False),
+        ({"use_cache": False}, False),
+        ({"suppress_tokens": [3]}, False),
+        ({"cache_implementation": "static"}, False),
+    ],
+)
+def test_habits_of_a_checkpoint_are_left_to_generate(habits: dict[str, Any], plain: bool) -> None:
+    model, _ = fresh("llava")
+    model.generation_config.update(**habits)
+    assert plainly_greedy(model) == plain

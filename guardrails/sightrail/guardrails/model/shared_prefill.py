@@ -13,11 +13,12 @@ without them. Appending to a cache makes new tensors, so calls cannot reach each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from transformers import LogitsProcessor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .families import image_token_ids
@@ -31,6 +32,8 @@ SHARING_FAMILIES: Final = frozenset(
     {"llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"}
     | {"internvl", "idefics3", "smolvlm", "mistral3"}
 )
+#: What a greedy run gives to every forward pass by itself.
+_GIVEN: Final = frozenset({"input_ids", "attention_mask", "position_ids"})
 _PER_TOKEN: Final = frozenset(
     {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}
 )
@@ -59,6 +62,65 @@ class Prefilled:
         """Padded prompt length T."""
         return int(self.inputs["input_ids"].shape[1])
 
+    @torch.no_grad()
+    def greedy(
+        self,
+        model: Any,
+        steps: int,
+        *,
+        end_tokens: Collection[int] = (),
+        processors: Sequence[LogitsProcessor] = (),
+        going_on: Callable[[], None] = lambda: None,
+    ) -> torch.Tensor:
+        """The likeliest tokens after the prompt, as ``generate`` would choose them.
+
+        ``generate`` prepares a run for two forward passes' time, and a token for a third of one's;
+        the short calls that a guardrail makes by itself need none of it. The model has to leave
+        scores as they are (``plainly_greedy``).
+
+        Args:
+            model: whose cache this begins from; it has to share (``can_share``).
+            steps: at most so many tokens; fewer once every row has ended.
+            end_tokens: what ends a row.
+            processors: look at the tokens so far [B, t] and the scores [B, V], and change these.
+            going_on: called before every token; what it raises ends the run.
+
+        Returns:
+            [B, n]; what follows an end token in a row means nothing.
+        """
+        ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        known = self.cache.get_seq_length()
+        positions = self.inputs.get("position_ids")
+        if positions is None:
+            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        shown = {name: v for name, v in self.inputs.items() if name not in _GIVEN} | {
+            "input_ids": ids[:, known:],
+            "position_ids": positions[..., known:],
+        }
+        padded = not bool(mask.all())
+        ends = torch.tensor(sorted(end_tokens), device=ids.device, dtype=ids.dtype)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        made: list[torch.Tensor] = []
+        while True:
+            going_on()
+            scores = model(
+                **shown,
+                attention_mask=mask if padded else None,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            for process in processors:
+                scores = process(ids, scores)
+            token = scores.argmax(-1, keepdim=True)
+            made.append(token)
+            ended |= torch.isin(token[:, 0], ends)
+            if len(made) >= steps or bool(ended.all()):
+                return torch.cat(made, 1)
+            ids = torch.cat([ids, token], 1)
+            mask = torch.cat([mask, torch.ones_like(token, dtype=mask.dtype)], 1)
+            shown = {"input_ids": token, "position_ids": shown["position_ids"][..., -1:] + 1}
+
     def continued(self, row: int, tokens: Sequence[int], silent: Prefilled | None) -> Prefilled:
         """One row after a run, gone on with the first ``tokens`` that it generated there."""
         device = self.inputs["input_ids"].device
@@ -84,6 +146,25 @@ def can_share(model: Any) -> bool:
         return False
     layers = _empty_cache(model).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+#: Settings of generation that choose no other token where one is the likeliest.
+_HARMLESS: Final = frozenset(
+    {"bos_token_id", "eos_token_id", "pad_token_id", "max_length", "max_new_tokens"}
+    | {"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams"}
+    | {"output_attentions", "output_hidden_states", "return_dict_in_generate"}
+    | {"transformers_version", "_from_model_config"}
+)
+
+
+def plainly_greedy(model: Any) -> bool:
+    """Whether the likeliest tokens of this checkpoint are what its scores say, and no habit of its
+    own (a penalty on repetition, a list of words that may not come) is to be heeded.
+    """
+    habits = {"use_cache": True, **model.generation_config.to_diff_dict()}
+    return bool(habits.pop("use_cache")) and not any(
+        value is not None for name, value in habits.items() if name not in _HARMLESS
+    )
 
 
 def _empty_cache(model: Any) -> DynamicCache:
@@ -113,6 +194,13 @@ class SharedPrefill:
     def first(self) -> Prefilled:
         """What to run the first call with, so that its cache is kept."""
         return Prefilled(self.prompt.inputs, self.cache)
+
+    @property
+    def begun(self) -> Prefilled:
+        """The same with the positions that a model would have counted, for ``Prefilled.greedy``."""
+        positions = picture_positions(self.model, self.prompt)
+        known = {} if positions is None else {"position_ids": positions}
+        return Prefilled({**self.prompt.inputs, **known}, self.cache)
 
     def beside(self, prompt: Prompt, pad_token_id: int | None) -> Prompt | None:
         """The first prompt and a later one of as many rows, as one batch; both from the cache.

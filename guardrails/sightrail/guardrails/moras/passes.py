@@ -11,19 +11,21 @@ as it is need not be decoded again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, SuppressTokensLogitsProcessor
 
 from ..errors import Abandoned, PromptError, UnsupportedModelError
+from ..model import doorway
 from ..model.families import Host
-from ..model.generation import Generation, generate
+from ..model.generation import Generation, generate, request_state
 from ..model.interventions import Interventions
 from ..model.messages import Conversation, GenerationOptions, TextPart, end_tokens
+from ..model.processing import RequireEdits, processors
 from ..model.prompt import Prompt
-from ..model.shared_prefill import Prefilled, SharedPrefill, can_share
+from ..model.shared_prefill import Prefilled, SharedPrefill, can_share, plainly_greedy
 from .risk import mix_logits, opening, risk, similarity
 from .settings import MorasSettings
 
@@ -291,6 +293,13 @@ def visual_context(
     both = shared.beside(answer, host.pad_token_id) if settings.draft and prompt.rows == 1 else None
     if both is not None and (drafted := _drafted(shared, both, host, settings)):
         return drafted
+    if plainly_greedy(host.model):
+        ends = end_tokens(host.model.generation_config)
+        said = shared.begun.greedy(
+            host.model, settings.context_tokens, end_tokens=ends, going_on=_going_on(host)
+        )
+        texts = (host.decode(_until_end(row, ends)).strip() for row in said.tolist())
+        return VisualContext(tuple(texts), shared)
     rows = _generate(prompt, host, options, Interventions(prefilled=shared.first))
     return VisualContext(_texts(rows, host), shared)
 
@@ -310,6 +319,11 @@ def _drafted(
     context, answer = _generate(both, host, options, inner, watch.ended)
     draft = Draft(run, tuple(answer.tokens), tuple(watch.scores))
     return VisualContext(_texts([context], host), shared, draft)
+
+
+def _until_end(row: list[int], ends: Collection[int]) -> list[int]:
+    """The tokens before the first that ends a row."""
+    return row[: next((at for at, token in enumerate(row) if token in ends), len(row))]
 
 
 def _texts(rows: Sequence[Generation], host: Host) -> tuple[str, ...]:
@@ -345,9 +359,11 @@ def first_states(
         prefilled=prefilled,
     )
     # No row may end early: every one has N states.
-    extra = {"min_new_tokens": steps, "repetition_penalty": 1.0}
-    options = GenerationOptions(max_new_tokens=steps, extra=extra)
-    _generate(prompt, host, options, inner)
+    if prefilled is not None and plainly_greedy(host.model):
+        _greedy_states(prefilled, host, steps, inner)
+    else:
+        extra = {"min_new_tokens": steps, "repetition_penalty": 1.0}
+        _generate(prompt, host, GenerationOptions(max_new_tokens=steps, extra=extra), inner)
     if states.steps != steps or not states.linear:
         raise UnsupportedModelError(
             f"The logits of {host.name} are not what its LM head makes of the hidden states after "
@@ -355,6 +371,29 @@ def first_states(
             "steer it; use SafetyPrefix or a defence on pixels."
         )
     return states
+
+
+def _greedy_states(prefilled: Prefilled, host: Host, steps: int, inner: Interventions) -> None:
+    """Run N tokens; what looks at them is among the interventions."""
+    state = request_state([inner], host.tower)
+    assert state is not None  # there are edits, and `inside` has found the tower
+    ends = list(end_tokens(host.model.generation_config))
+    endless = [SuppressTokensLogitsProcessor(ends, str(host.device))] if ends else []
+    checked = processors([inner], [], 0, checks=[RequireEdits(state, prefilled.length)])
+    with doorway.request(state):
+        prefilled.greedy(
+            host.model, steps, processors=[*endless, *checked], going_on=_going_on(host)
+        )
+
+
+def _going_on(host: Host) -> Callable[[], None]:
+    """Raises ``Abandoned`` once nobody waits for the answer any more."""
+
+    def check() -> None:
+        if host.cancel is not None and host.cancel.is_set():
+            raise Abandoned
+
+    return check
 
 
 def _prompt(asked: Sequence[Conversation], host: Host, remedy: str) -> Prompt:
