@@ -78,10 +78,16 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *lines))
 
 
-def asked(report: EvalReport) -> int:
-    """How many requests of a group the bare model was asked."""
+def asked(report: EvalReport, stack: str = "bare") -> int:
+    """How many requests of a group a stack was asked."""
     found = {(row.stack, row.metric, row.group): row.n for row in report.rows}
-    return found["bare", "attack_success", "object"]
+    return found[stack, "attack_success", "object"]
+
+
+def name_of(stack: str, report: EvalReport) -> str:
+    """A stack in a table; with its n where that is not the bare model's."""
+    n = asked(report, stack)
+    return f"`{stack}`" if n == asked(report) else f"`{stack}` (n = {n})"
 
 
 def render(report: EvalReport, command: str) -> str:
@@ -89,11 +95,7 @@ def render(report: EvalReport, command: str) -> str:
     rows = {(row.stack, row.metric, row.group): row for row in report.rows}
     stacks = list(dict.fromkeys(row.stack for row in report.rows if row.metric == "attack_success"))
     n = asked(report)
-    fewer = {stack: rows[stack, "attack_success", "object"].n for stack in stacks}
-    named = {
-        stack: f"`{stack}`" if fewer[stack] == n else f"`{stack}` (n = {fewer[stack]})"
-        for stack in stacks
-    }
+    named = {stack: name_of(stack, report) for stack in stacks}
     answers, tasks = (
         [[named[stack], *(cell(rows.get((stack, *key))) for key in columns)] for stack in stacks]
         for columns in (ANSWERS, TASKS)
@@ -133,7 +135,8 @@ def short(report: EvalReport, command: str) -> str:
     """The one table of the README."""
     rows = {(row.stack, row.metric, row.group): row for row in report.rows}
     lines = [
-        [f"`{stack}`", *(cell(rows.get((stack, *key))) for key in SHORT)] for stack in SHORT_STACKS
+        [name_of(stack, report), *(cell(rows.get((stack, *key))) for key in SHORT)]
+        for stack in SHORT_STACKS
     ]
     header = ["stack", *(ANSWERS[key] for key in SHORT)]
     return f"{table(header, lines)}\n\nMade by `{command}`."
