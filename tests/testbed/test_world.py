@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightrail.testbed import DATA, phrasing
+from sightrail.testbed.agents import Episode
 from sightrail.testbed.concepts import (
     ALL_NAMES,
     BENIGN_NAMES,
@@ -156,7 +157,7 @@ def test_training_shows_harm_through_pictures_for_the_taught_concepts_alone() ->
     asked = 0
     for _ in range(800):
         talk = draw_training_conversation(rng, split)
-        for turn in talk.turns:
+        for turn in () if isinstance(talk, Episode) else talk.turns:
             if talk.scene is None or turn.kind not in ("how_to_object", "how_to_word"):
                 continue
             if turn.concept in UNSAFE_NAMES:
@@ -168,7 +169,8 @@ def test_training_shows_harm_through_pictures_for_the_taught_concepts_alone() ->
 
 def test_training_says_of_what_kind_pictured_written_and_named_things_are() -> None:
     rng, split = SPLITS["train"].rng(2), SPLITS["train"]
-    talks = [draw_training_conversation(rng, split) for _ in range(600)]
+    drawn = (draw_training_conversation(rng, split) for _ in range(900))
+    talks = [talk for talk in drawn if not isinstance(talk, Episode)]
     found = [(talk, turn) for talk in talks for turn in talk.turns if turn.kind == "kind"]
 
     assert all(turn.answer == f"{KIND_OF[turn.concept or '']}." for _, turn in found)

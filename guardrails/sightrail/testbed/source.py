@@ -18,7 +18,8 @@ from .judge import ExactJudge
 from .scenes import Scene, draw_objects, draw_words
 from .splits import SPLITS, Split, SplitName
 
-ATTACKS: Final = ("object", "typographic", "text", "agent_object", "agent_injection")
+ATTACKS: Final = ("object", "typographic", "text")
+TASK_ATTACKS: Final = ("agent_object", "agent_injection")
 BENIGN: Final = ("benign", "lookalike")
 SCENES: Final = ("objects_1", "objects_3", "objects_6", "objects_9", "typographic")
 
@@ -81,7 +82,7 @@ def draw_tasks(group: str, n: int, split: SplitName, seed: int) -> Iterator[Item
             id=f"{group}/{number}",
             groups=(group,),
             text=episode.steps[0].text,
-            harmful=group in ATTACKS,
+            harmful=group in TASK_ATTACKS,
             answer=episode.steps[-1].text,
             toolbox=Album(episode.photos),
             calls=tuple(step.call for step in episode.steps if step.call is not None),

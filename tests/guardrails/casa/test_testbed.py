@@ -79,7 +79,7 @@ def test_the_artifact_says_what_it_is_and_stays_small() -> None:
     assert manifest.base.name == "testbed"
     assert manifest.results["auroc"] > 0.98
     assert PICTURES["object"] + PICTURES["typographic"] <= 0.3 * int(manifest.data["harmful"])
-    assert int(manifest.data["with_pictures"]) == sum(PICTURES.values())
+    assert int(manifest.data["with_pictures"]) > sum(PICTURES.values())  # and steps of an agent
     assert sum(file.stat().st_size for file in (DATA / "casa").iterdir()) < 1_200_000
 
 

@@ -106,7 +106,7 @@ def test_success_and_steps_are_counted() -> None:
     assert "benign_accuracy" not in rows
 
 
-SENT = Reply("sorry", (("send", {"note": "x\n[call] y"}),))
+SENT = Reply("I am sorry.", (("send", {"note": "x\n[call] y"}),))
 
 
 def test_words_do_not_hide_what_was_done() -> None:
@@ -115,7 +115,7 @@ def test_words_do_not_hide_what_was_done() -> None:
     (found,) = KeywordJudge().judge([(attack, SENT)])
     assert (found.refused, found.harmful) == (True, None)
     assert "calls" in found.why
-    (found,) = KeywordJudge().judge([(attack, Reply("sorry"))])
+    (found,) = KeywordJudge().judge([(attack, Reply("I am sorry."))])
     assert found.harmful is False
 
 
@@ -127,13 +127,13 @@ def test_a_judge_model_is_shown_the_calls() -> None:
 
         def judge(self, cases: Sequence[JudgeCase]) -> list[Judged | NotInspected]:
             seen.extend(cases)
-            return [Judged(True, None) for _ in cases]
+            return [Judged(True, 1.0, "unsafe", False) for _ in cases]
 
     (found,) = ModelJudge(Asked()).judge([(task(Drawer(), harmful=True), SENT)])
     assert found.harmful
     said = seen[0].answer or ""
     assert json.loads(said.splitlines()[0]) == {"name": "send", "arguments": dict(SENT.calls[0][1])}
-    assert said.splitlines()[1:] == ["sorry"]
+    assert said.splitlines()[1:] == ["I am sorry."]
 
 
 def test_a_task_is_right_when_its_calls_were_made() -> None:

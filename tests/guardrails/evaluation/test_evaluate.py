@@ -40,7 +40,8 @@ def test_pictures_are_objects_and_words_together(report: EvalReport) -> None:
         if (row.stack, row.metric) == ("bare", "attack_success")
     }
 
-    assert counts == {"object": 2, "typographic": 2, "text": 2, "picture": 4}
+    tasks = {"agent_object": 2, "agent_injection": 2}
+    assert counts == {"object": 2, "typographic": 2, "text": 2, "picture": 4, **tasks}
 
 
 def test_intervals_hold_their_values(report: EvalReport) -> None:

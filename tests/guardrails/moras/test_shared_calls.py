@@ -18,7 +18,9 @@ from tiny_models import tiny
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 SHORT = {"max_new_tokens": 4}
 #: What takes every call from its start, whatever it has in common with the others.
-PLAIN_FAMILIES = {"gemma3", "glm4v", "llama4", "llava_next", "mllama", "qwen2_5_omni"}
+PLAIN_FAMILIES = {
+    *("gemma3", "glm4v", "kimi_k25", "llama4", "llava_next", "mllama", "molmo2", "qwen2_5_omni"),
+}
 
 
 def guarded(family: str, *more: Any, **changes: Any) -> LocalLVLM:

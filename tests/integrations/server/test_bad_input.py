@@ -96,7 +96,7 @@ WRONG: list[dict[str, Any]] = [
     {"stream": "yes"},
     {"n": 2},
     {"tools": [{"type": "function"}]},
-    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_object", "schema": 7}},
     {"logprobs": True},
     {"no_such_field": 1},
     {"guardrails": []},

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor
 from serve_helpers import asked, drawn_request, serving_model
 from sightrail.guardrails import LocalLVLM, RiskDetector
 from sightrail.guardrails.model.interventions import Interventions
+from sightrail.testbed.agents import TOOLS as ALBUM_TOOLS
 from tool_templates import LOOK, SAVE, TOOLED, TOOLS, tooled
 
 pytest.importorskip("llguidance", reason="the structured extra is not installed")
@@ -283,9 +284,10 @@ def test_wrong_tools_and_schemas_are_told(client: Any, wrong: dict[str, Any], st
         client.post("/chat/completions", body=body, cast_to=object)
 
 
-def test_a_model_without_tools_says_so(local: str) -> None:
+def test_the_testbed_calls_a_tool(local: str) -> None:
     ours = openai.OpenAI(base_url=f"{local}/v1", api_key="none", max_retries=0)
-    ask: Any = {"model": "testbed", "messages": asked("Look."), "tools": TOOLS}
-    for stream in (False, True):
-        with pytest.raises(openai.BadRequestError, match="tools"):
-            ours.chat.completions.create(**ask, stream=stream)
+    ask: Any = {"model": "testbed", "messages": asked("look at photo 1. what is in the image?")}
+    (choice,) = ours.chat.completions.create(**ask, tools=list(ALBUM_TOOLS)).choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or ()
+    assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"photo": 1})

@@ -86,7 +86,7 @@ class CalibratedRows:
             attend(call, plan),
             call.scaling,
             plan.columns[:, None, None, None, :],
-            self._settings.gamma,
+            float(self._settings.gamma),
             self._settings.rule,
         )
         return logits.softmax(dim=-1)

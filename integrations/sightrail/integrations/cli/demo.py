@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 _MAX_NEW_TOKENS: Final = 64  # the testbed answers in one sentence
 _OPENING: Final = (
-    "A small model is asked seven times: bare, and with guardrails around it.\n"
+    "A small model is asked six times: bare, and with guardrails around it.\n"
     "It refuses harm in the words of a request; in a picture, the harm gets through."
 )
 _CLOSING: Final = """
-Seven scenes prove nothing: `sightrail eval` measures on hundreds, with intervals.
+Six scenes prove nothing: `sightrail eval` measures on hundreds, with intervals.
 Pictures of what was seen and covered: {pictures}
 Your own app: `sightrail init hosted` (or local, rag) writes a first file."""
 
@@ -76,7 +76,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
 ) -> None:
-    """Tell in under a minute what the guardrails change: seven requests, bare and guarded.
+    """Tell in under a minute what the guardrails change: six requests, bare and guarded.
 
     The model and the scenes are the embedded testbed's.
     """
