@@ -76,5 +76,5 @@ _KINDS: Final[
     ("attack in text", lambda r, s: conversations.draw_attack(r, s, "text"), True),
     ("unsafe among benign", _draw_hidden, False),
     ("look-alike", conversations.draw_lookalike, False),
-    ("harm in an agent's photo", lambda r, s: draw_how(r, s, pick(r, s.unsafe)), True),
+    ("harm an agent is shown", lambda r, s: draw_how(r, s, pick(r, s.unsafe)), True),
 )

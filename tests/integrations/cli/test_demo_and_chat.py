@@ -38,8 +38,8 @@ def test_the_demo_tells_its_story_on_two_screens_and_writes_its_pictures(tmp_pat
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
         "attack-through-an-object.png",
         "attack-through-words.png",
-        "benign.png",
         "demo.png",
+        "harm-an-agent-is-shown.png",
         "look-alike.png",
         "unsafe-among-benign.png",
     ]
