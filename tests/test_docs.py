@@ -86,7 +86,7 @@ def test_no_block_goes_unchecked(page: Path) -> None:
     assert not re.search(r"^ +```", text, re.MULTILINE), "an indented block would not be run"
 
 
-@pytest.mark.filterwarnings("ignore:The `__fields:DeprecationWarning")  # LlamaIndex's
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")  # LlamaIndex's
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(
     path: Path,

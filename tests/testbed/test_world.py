@@ -170,7 +170,7 @@ def test_training_shows_harm_through_pictures_for_the_taught_concepts_alone() ->
 
 def test_training_says_of_what_kind_pictured_written_and_named_things_are() -> None:
     rng, split = SPLITS["train"].rng(2), SPLITS["train"]
-    drawn = (draw_training_conversation(rng, split) for _ in range(900))
+    drawn = (draw_training_conversation(rng, split) for _ in range(2600))
     talks = [talk for talk in drawn if not isinstance(talk, Episode)]
     found = [(talk, turn) for talk in talks for turn in talk.turns if turn.kind == "kind"]
 
